@@ -1,0 +1,63 @@
+"""The loop from a prompt to its answer's tokens, for one sequence or a left-padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from paddle_llava.config import LlavaConfig
+from paddle_llava.errors import LlavaError
+from paddle_llava.generation.sampling import Sampler, SamplingParams
+
+
+class Engine(Protocol):
+    """Who runs the forward pass; see `engines.paddle.PaddleEngine` for what each method promises."""
+
+    config: LlavaConfig
+
+    @property
+    def length(self) -> int: ...
+    def reset(self) -> None: ...
+    def encode_images(self, pixel_values: np.ndarray, image_sizes: np.ndarray) -> list[Any]: ...
+    def prefill(self, inputs: Mapping[str, Any]) -> np.ndarray: ...
+    def decode(self, token_ids: np.ndarray) -> np.ndarray: ...
+    def rewind(self, length: int) -> None: ...
+
+
+def generate(
+    engine: Engine,
+    inputs: Mapping[str, Any],
+    params: SamplingParams,
+    *,
+    prompt_ids: np.ndarray | None = None,
+    stop_ids: frozenset[int] | None = None,
+) -> Iterator[np.ndarray]:
+    """Prefill `inputs` and yield int64 [batch] tokens step by step, until every row has ended, `max_new_tokens` are out,
+    or the context is full.
+
+    A row ends with one of `stop_ids` (default: the model's end-of-sequence tokens), which is yielded too, and goes on
+    with the padding token. `prompt_ids` [batch, length] are all tokens before the answer, for the repetition penalty,
+    when the engine already holds some of them; without it they are `inputs["input_ids"]`. The last yielded tokens have
+    not been run by the engine. Raises `LlavaError` when the prompt alone fills the context.
+    """
+    text = engine.config.text
+    stops = frozenset(text.eos_token_id) if stop_ids is None else stop_ids
+    padding = text.pad_token_id if text.pad_token_id is not None else min(stops, default=0)
+    held = engine.length + np.shape(inputs["input_ids"])[1]
+    room = text.max_position_embeddings - held
+    if room < 1:
+        limit = text.max_position_embeddings
+        raise LlavaError(f"the prompt has {held} tokens and leaves no room for an answer: the model holds {limit}")
+    samplers = [Sampler(params, row) for row in np.asarray(inputs["input_ids"] if prompt_ids is None else prompt_ids)]
+    ended = [False] * len(samplers)
+    logits = engine.prefill(inputs)
+    steps = min(params.max_new_tokens, room)
+    for step in range(steps):
+        tokens = [padding if ended[row] else sampler.sample(logits[row]) for row, sampler in enumerate(samplers)]
+        yield np.asarray(tokens, dtype=np.int64)
+        ended = [over or token in stops for over, token in zip(ended, tokens, strict=True)]
+        if all(ended) or step + 1 == steps:
+            return
+        logits = engine.decode(np.asarray(tokens, dtype=np.int64))

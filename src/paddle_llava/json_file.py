@@ -1,0 +1,33 @@
+"""JSON settings files: read with bounds, and written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from paddle_llava.errors import LlavaError
+
+MAX_BYTES = 16 << 20
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file at `path`. Raises `LlavaError` naming the file, and the line of a mistake."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise LlavaError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no settings file is")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise LlavaError(f"{path}: not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
+    except (UnicodeDecodeError, RecursionError, ValueError):
+        raise LlavaError(f"{path}: not valid JSON") from None
+    except OSError as error:
+        raise LlavaError(f"{path}: cannot be read ({error.strerror})") from None
+    if not isinstance(value, dict):
+        raise LlavaError(f"{path}: a JSON object is expected, found {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write `value` to `path`, indented, Chinese text left readable."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

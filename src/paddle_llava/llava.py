@@ -1,0 +1,116 @@
+"""The model that users hold: the network, its files, and generation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from paddle_llava.checkpoints.dtypes import to_dtype
+from paddle_llava.checkpoints.read import Checkpoint
+from paddle_llava.checkpoints.write import ArraySource, write_checkpoint
+from paddle_llava.config import Layout, LlavaConfig
+from paddle_llava.device import compute_dtype
+from paddle_llava.engines.paddle import PaddleEngine
+from paddle_llava.generation.generate import generate
+from paddle_llava.generation.sampling import SamplingParams
+from paddle_llava.models.llava import LlavaNetwork, LlavaOutput
+from paddle_llava.pretrained import find_pretrained
+
+Progress = Callable[[int, int], None]
+
+
+class LlavaForConditionalGeneration(LlavaNetwork):
+    """LLaVA 1.5 and 1.6 on Paddle.
+
+    `model(**inputs).logits` and `model.generate(**inputs)` take what `LlavaProcessor` gives, as Paddle tensors or
+    numpy arrays.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, dtype: str = "float32", progress: Progress | None = None
+    ) -> LlavaForConditionalGeneration:
+        """Load a published name (downloaded to the Hugging Face cache) or a folder, in any of the three layouts.
+
+        `dtype` is float32, bfloat16 or float16; a device that cannot compute in it falls back with a warning. The
+        current Paddle device is used. `progress(tensors_done, tensors_in_all)` is called as they arrive. Raises
+        `LlavaError` on anything that is missing, left over, misshapen or unreadable.
+        """
+        dtype, notice = compute_dtype(dtype)
+        if notice:
+            warnings.warn(notice, stacklevel=2)
+        pretrained = find_pretrained(name_or_path)
+        with pretrained.open_weights() as checkpoint:
+            model = cls._without_weights(pretrained.config, dtype)
+            model._take_weights(checkpoint, dtype, progress)
+        model.eval()
+        return model
+
+    @classmethod
+    def _without_weights(cls, config: LlavaConfig, dtype: str) -> LlavaForConditionalGeneration:
+        """A model whose parameters have no memory yet: drawing random ones first would double the loading time."""
+        before = paddle.get_default_dtype()
+        paddle.set_default_dtype(dtype)
+        try:
+            with paddle.LazyGuard():
+                return cls(replace(config, dtype=dtype))
+        finally:
+            paddle.set_default_dtype(before)
+
+    def _take_weights(self, checkpoint: Checkpoint, dtype: str, progress: Progress | None) -> None:
+        parameters = self.state_dict()
+        names = checkpoint.names()
+        for done, name in enumerate(names, start=1):
+            array = to_dtype(checkpoint.read(name), checkpoint.dtype(name), dtype, where=name)
+            paddle.to_tensor(array)._share_buffer_to(parameters[name])
+            if progress:
+                progress(done, len(names))
+
+    def save_pretrained(self, path: str | Path, layout: Layout = "hf") -> None:
+        """Write weights and configuration to `path`; the `hf` layout loads in `transformers` unchanged.
+
+        The tokenizer and the preprocessor are the processor's: `LlavaProcessor.save_pretrained`.
+        """
+        tensors = {name: parameter.numpy() for name, parameter in self.state_dict().items()}
+        write_checkpoint(Path(path), self.config, ArraySource(tensors), layout)
+
+    def forward(self, input_ids: Any, **inputs: Any) -> LlavaOutput:
+        """See `LlavaNetwork.forward`; arrays are turned into tensors."""
+        tensors = {name: _tensor(value) for name, value in inputs.items()}
+        return super().forward(_tensor(input_ids), **tensors)
+
+    def generate(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        pixel_values: Any = None,
+        image_sizes: Any = None,
+        **settings: Any,
+    ) -> Tensor:
+        """The new tokens only, int64 [batch, up to max_new_tokens]; rows that ended early are padded.
+
+        `settings` are `SamplingParams`' fields; without them the answer is greedy. Stop strings belong to
+        `ChatSession`, which sees text.
+        """
+        unknown = set(settings) - set(SamplingParams.__dataclass_fields__)
+        if unknown:
+            raise TypeError(f"generate() got unknown settings {sorted(unknown)}")
+        inputs = {
+            "input_ids": np.asarray(input_ids),
+            "attention_mask": None if attention_mask is None else np.asarray(attention_mask),
+            "pixel_values": None if pixel_values is None else np.asarray(pixel_values),
+            "image_sizes": None if image_sizes is None else np.asarray(image_sizes),
+        }
+        steps = list(generate(PaddleEngine(self), inputs, SamplingParams(**settings)))
+        return paddle.to_tensor(np.stack(steps, axis=1))
+
+
+def _tensor(value: Any) -> Any:
+    return paddle.to_tensor(value) if isinstance(value, np.ndarray) else value

@@ -1,0 +1,140 @@
+"""The LLaMA decoder (Touvron et al. 2023, arXiv:2302.13971; grouped-query attention as in LLaMA 2)."""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from paddle.incubate.nn.functional import fused_rms_norm
+
+from paddle_llava.config import TextConfig
+from paddle_llava.models.attention import attention, causal_mask
+from paddle_llava.models.kv_cache import KVCache
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Layer):
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = self.create_parameter([hidden_size], default_initializer=nn.initializer.Constant(1.0))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not paddle.is_grad_enabled():  # the fused kernel has no gradient on the CPU
+            return fused_rms_norm(hidden_states, self.weight, None, self.eps, hidden_states.ndim - 1)[0]
+        x = hidden_states.astype("float32")
+        x = x * paddle.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return x.astype(hidden_states.dtype) * self.weight
+
+
+def rotary_embedding(config: TextConfig, position_ids: Tensor, dtype: paddle.dtype) -> Rotation:
+    """Cosines and sines, each [batch, 1, length, head_dim], of rotary position embedding (arXiv:2104.09864)."""
+    exponents = paddle.arange(0, config.head_dim, 2, dtype="float32") / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    angles = position_ids.astype("float32").unsqueeze(-1) / config.rope_scaling_factor * frequencies
+    angles = paddle.concat([angles, angles], axis=-1).unsqueeze(1)
+    return angles.cos().astype(dtype), angles.sin().astype(dtype)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate `x` [batch, heads, length, head_dim]; the halves of head_dim are paired, as in the published weights."""
+    cos, sin = rotation
+    first, second = x.chunk(2, axis=-1)
+    return x * cos + paddle.concat([-second, first], axis=-1) * sin
+
+
+class LlamaAttention(nn.Layer):
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        width, kv_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        bias = None if config.attention_bias else False
+        self.q_proj = nn.Linear(config.hidden_size, width, bias_attr=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias_attr=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias_attr=bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias_attr=bias)
+
+    def forward(
+        self, hidden_states: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        batch, length, _ = hidden_states.shape
+        query, key, value = (
+            projection(hidden_states).reshape([batch, length, -1, self.head_dim]).transpose([0, 2, 1, 3])
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = rotate(query, rotation), rotate(key, rotation)
+        past = 0 if cache is None else cache.length
+        if cache is not None:
+            cached = cache.append(self.layer, key, value)
+            key, value = cached if past else (key, value)
+        output = attention(query, key, value, mask, past=past).transpose([0, 2, 1, 3])
+        return self.o_proj(output.reshape([batch, length, -1]))
+
+
+class LlamaMLP(nn.Layer):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        bias = None if config.mlp_bias else False
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias_attr=bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias_attr=bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias_attr=bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class LlamaLayer(nn.Layer):
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LlamaAttention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = LlamaMLP(config)
+
+    def forward(
+        self, hidden_states: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
+        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), rotation, mask, cache)
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class LlamaDecoder(nn.Layer):
+    """Token embeddings, decoder layers and the final norm; the output head belongs to the whole model."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.LayerList([LlamaLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        valid: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """[batch, length, hidden_size] to the same shape, after the final norm.
+
+        `position_ids` is int64 [batch or 1, length]. `valid` is bool [batch, past + length], False on padding; None
+        means that nothing is padded. With a `cache`, the new tokens follow those it holds and are added to it.
+        """
+        length = inputs_embeds.shape[1]
+        past = 0 if cache is None else cache.length
+        mask = None
+        if past or valid is not None:
+            keys = cache.capacity(length) if cache is not None and past else length
+            if valid is not None and valid.shape[1] < keys:
+                unused = paddle.ones([valid.shape[0], keys - valid.shape[1]], dtype="bool")  # hidden causally
+                valid = paddle.concat([valid, unused], axis=1)
+            mask = causal_mask(length, keys, past, valid)
+        rotation = rotary_embedding(self.config, position_ids, inputs_embeds.dtype)
+        hidden_states = inputs_embeds
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, rotation, mask, cache)
+        if cache is not None:
+            cache.advance(length)
+        return self.norm(hidden_states)

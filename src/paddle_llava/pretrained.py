@@ -1,0 +1,48 @@
+"""A name or a folder -> configuration and weights, with the separate vision tower where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddle_llava import hub
+from paddle_llava.checkpoints.read import Checkpoint, open_checkpoint
+from paddle_llava.config import LlavaConfig, separate_tower
+from paddle_llava.errors import LlavaError
+from paddle_llava.json_file import read_json
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint on this machine: its `folder`, its `config.json` as it stands (`raw`) and as we read it."""
+
+    folder: Path
+    raw: dict[str, Any]
+    config: LlavaConfig
+
+    def open_weights(self) -> Checkpoint:
+        """The weights, checked for completeness against the configuration before any is read.
+
+        A checkpoint without a vision tower (v1.5 originals) takes the one that its configuration names.
+        """
+        return open_checkpoint(self.folder, self.config, tower=self._tower)
+
+    def _tower(self) -> Path:
+        name = self.config.vision_tower_name
+        if name is None:
+            raise LlavaError(f"{self.folder}: the weights hold no vision tower and config.json names none")
+        return hub.tower_folder(name)
+
+
+def find_pretrained(name_or_path: str | Path) -> Pretrained:
+    """The checkpoint of that name, downloaded if it is not in the cache, or in that folder.
+
+    Raises `LlavaError` when it cannot be had or is no LLaVA.
+    """
+    folder = hub.local_folder(name_or_path)
+    path = folder / "config.json"
+    raw = read_json(path)
+    tower = separate_tower(raw)
+    vision = read_json(hub.tower_folder(tower) / "config.json") if tower else None
+    return Pretrained(folder, raw, LlavaConfig.from_dict(raw, vision=vision, where=str(path)))

@@ -1,0 +1,135 @@
+"""Boxes in a picture: the frame that answers speak of, the ways models write them, and drawing them.
+
+A box is (x1, y1, x2, y2), x to the right and y down. LLaVA 1.5 pads a picture to a square before it looks at it,
+so its answers are fractions of that square, written with two decimals: `0.23, 0.33, 0.79, 0.78`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from paddle_llava.errors import LlavaError
+
+Box = tuple[float, float, float, float]
+
+_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
+_COMMAS = {"", ",", ";", "，", "、"}
+_CORNERS = {")(", "),(", ")，("}
+_OPENINGS = ("[", "(", "<box>", "|>")
+_STROKES = ("#e6194b", "#4363d8", "#3cb44b", "#f58231", "#911eb4", "#008080")
+
+
+def to_padded_frame(box: Box, width: int, height: int) -> Box:
+    """A box in pixels of a `width` x `height` picture as fractions of its square-padded frame.
+
+    The picture stands where `ImageProcessor` puts it: in the middle, the odd pixel of padding after it.
+    Raises `LlavaError` for an empty picture.
+    """
+    side, left, top = _square(width, height)
+    x1, y1, x2, y2 = box
+    return (x1 + left) / side, (y1 + top) / side, (x2 + left) / side, (y2 + top) / side
+
+
+def from_padded_frame(box: Box, width: int, height: int) -> Box:
+    """The way back from `to_padded_frame`: fractions of the padded square to pixels of the picture.
+
+    A box that reaches into the padding has coordinates outside of the picture.
+    """
+    side, left, top = _square(width, height)
+    x1, y1, x2, y2 = box
+    return x1 * side - left, y1 * side - top, x2 * side - left, y2 * side - top
+
+
+def _square(width: int, height: int) -> tuple[int, int, int]:
+    """Side of the padded square, and the picture's left and top in it."""
+    if width < 1 or height < 1:
+        raise LlavaError(f"a picture of {width}x{height} pixels has no boxes: it is empty")
+    side = max(width, height)
+    return side, (side - width) // 2, (side - height) // 2
+
+
+def format_box(box: Box) -> str:
+    """`0.23, 0.33, 0.79, 0.78`."""
+    return ", ".join(f"{value:.2f}" for value in box)
+
+
+def find_boxes(text: str) -> list[Box]:
+    """The boxes that `text` names, as fractions, in their order.
+
+    Known ways: four numbers `0.23, 0.33, 0.79, 0.78`, bare or in any brackets or tags; two corners
+    `(0.23, 0.33), (0.79, 0.78)`; and, in brackets or tags only, whole numbers in thousandths
+    `<box>(230,330),(790,780)</box>`. Numbers beyond that (pixels) and boxes whose corners are swapped are not
+    boxes; a list of numbers that is no multiple of four holds none.
+    """
+    found = []
+    for opening, numbers in _number_lists(text):
+        if len(numbers) % 4 == 0:
+            bracketed = opening.endswith(_OPENINGS)
+            quads = (numbers[start : start + 4] for start in range(0, len(numbers), 4))
+            found += [box for quad in quads if (box := _as_box(quad, bracketed))]
+    return found
+
+
+def _number_lists(text: str) -> list[tuple[str, list[str]]]:
+    """Runs of numbers with nothing but commas, spaces or a corner's brackets between, and what precedes each."""
+    lists: list[tuple[str, list[str]]] = []
+    end = 0
+    for number in _NUMBER.finditer(text):
+        between = "".join(text[end : number.start()].split())
+        corners = between in _CORNERS and len(lists[-1][1]) % 4 == 2 if lists else False
+        touching = number.start() == end  # 1.2.3 is no pair of numbers
+        if lists and not touching and (between in _COMMAS or corners):
+            lists[-1][1].append(number[0])
+        else:
+            lists.append((between[-8:], [number[0]]))
+        end = number.end()
+    return lists
+
+
+def _as_box(quad: list[str], bracketed: bool) -> Box | None:
+    x1, y1, x2, y2 = (float(value) for value in quad)
+    whole = not any("." in value for value in quad)
+    if whole and not bracketed:
+        return None  # "between 2, 3, 4 and 5" is no box
+    if whole and 1 < max(x1, y1, x2, y2) <= 1000:
+        x1, y1, x2, y2 = x1 / 1000, y1 / 1000, x2 / 1000, y2 / 1000
+    return (x1, y1, x2, y2) if x1 <= x2 <= 1 and y1 <= y2 <= 1 else None
+
+
+def box_iou(one: Box, other: Box) -> float:
+    """Intersection over union, 0 to 1; 0 when both are empty."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    union = sum(areas) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[Box], labels: Sequence[str] | None = None) -> Image.Image:
+    """A copy of `image` in RGB with `boxes` (in its pixels) framed, and named by `labels` at their corners.
+
+    What lies outside of the picture is cut off. Labels are written in Pillow's own font, which knows Latin
+    letters only: a label with others is left out.
+    """
+    drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    draw = ImageDraw.Draw(drawn)
+    width, height = drawn.size
+    thickness = max(2, round(max(drawn.size) / 160))
+    font = ImageFont.load_default(max(11, round(max(drawn.size) / 28)))
+    for number, box in enumerate(boxes):
+        stroke = _STROKES[number % len(_STROKES)]
+        x1, x2 = (round(min(max(x, 0), width)) for x in (box[0], box[2]))
+        y1, y2 = (round(min(max(y, 0), height)) for y in (box[1], box[3]))
+        draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=stroke, width=thickness)
+        label = labels[number] if labels and number < len(labels) else ""
+        if label and label.isascii():
+            left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
+            tall, wide = bottom - top + 2 * thickness, right - left + 2 * thickness
+            x, y = max(0, min(x1, width - wide)), y1 - tall if y1 >= tall else y1
+            draw.rectangle((x, y, x + wide, y + tall), fill=stroke)
+            draw.text((x + thickness - left, y + thickness - top), label, fill="white", font=font)
+    return drawn

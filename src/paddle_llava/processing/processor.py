@@ -1,0 +1,140 @@
+"""Words and pictures -> what the model takes: token ids with one image token a feature, and pixel tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llava import hub
+from paddle_llava.config import LlavaConfig
+from paddle_llava.errors import LlavaError
+from paddle_llava.json_file import read_json, write_json
+from paddle_llava.pretrained import find_pretrained
+from paddle_llava.processing.conversation import encode, parse_prompt
+from paddle_llava.processing.images import ImageProcessor
+from paddle_llava.processing.loading import ImageSource, load_image
+from paddle_llava.processing.tokenizer import IMAGE_TOKEN, Tokenizer
+
+
+SETTINGS = ("preprocessor_config.json", "processor_config.json")
+
+
+class LlavaProcessor:
+    """The tokenizer and the image preprocessing of one checkpoint, and the configuration that joins them."""
+
+    def __init__(self, config: LlavaConfig, image_processor: ImageProcessor, tokenizer: Tokenizer) -> None:
+        self.config = config
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> LlavaProcessor:
+        """The processor of a published name or a folder.
+
+        Preprocessing follows the folder's own `preprocessor_config.json`, or the `processor_config.json` that
+        transformers 5 writes; without either, `image_aspect_ratio` of the configuration (original and Paddle layouts).
+        """
+        folder = hub.local_folder(name_or_path)
+        tokenizer = Tokenizer.from_pretrained(folder)
+        path = next((folder / name for name in SETTINGS if (folder / name).is_file()), None)
+        settings = read_json(path) if path else None
+        if settings is not None and not (folder / "config.json").is_file():
+            config = _config_from_processor(settings, tokenizer, str(path))
+        else:
+            config = find_pretrained(folder).config
+        where = str(path or folder)
+        return cls(config, ImageProcessor.from_config(config, settings, where=where), tokenizer)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the tokenizer and `preprocessor_config.json` to the folder `path`."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        write_json(folder / "preprocessor_config.json", self.image_processor.to_dict())
+
+    def __call__(
+        self, text: str | Sequence[str], images: ImageSource | Sequence[ImageSource] | None = None
+    ) -> dict[str, Any]:
+        """`prepare`, as Paddle tensors for `model(**inputs)` and `model.generate(**inputs)`."""
+        import paddle  # only here: data workers prepare arrays without it
+
+        return {name: paddle.to_tensor(array) for name, array in self.prepare(text, images).items()}
+
+    def prepare(
+        self, text: str | Sequence[str], images: ImageSource | Sequence[ImageSource] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Prompts as they stand, with `<image>` where each picture goes, to numpy arrays.
+
+        `images` are the pictures of all prompts in reading order, from any source that `load_image` takes. Special
+        tokens in `text` are structure here; `ChatSession` keeps a user's words from being read so. Gives `input_ids`
+        int64 [batch, length], padded on the left, `attention_mask` int64 of the same shape, and with pictures
+        `pixel_values` float32 [tiles, 3, S, S] and `image_sizes` int64 [pictures, 2] (height, width). Raises
+        `LlavaError` when prompts and pictures do not match.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        sources = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+        asked = sum(prompt.count(IMAGE_TOKEN) for prompt in texts)
+        if asked != len(sources):
+            raise LlavaError(f"the text has {asked} {IMAGE_TOKEN} but {len(sources)} pictures are given")
+        pixels = self.prepare_images(sources) if sources else {}
+        counts = iter(self.feature_counts(pixels["image_sizes"]) if sources else [])
+        rows = [self.expand_image_tokens(self._encode(prompt), counts) for prompt in texts]
+        return pad_left(rows, self.padding_id) | pixels
+
+    def prepare_images(self, sources: Sequence[ImageSource]) -> dict[str, np.ndarray]:
+        """`pixel_values` and `image_sizes` of pictures; the one way for chat, training and evaluation."""
+        pixel_values, image_sizes = self.image_processor([load_image(source) for source in sources])
+        return {"pixel_values": pixel_values, "image_sizes": image_sizes}
+
+    def feature_counts(self, image_sizes: np.ndarray) -> list[int]:
+        """How many features, and so image tokens, each picture of `image_sizes` (height, width) becomes."""
+        return [self.config.image_layout((int(h), int(w))).num_features for h, w in image_sizes]
+
+    def expand_image_tokens(self, token_ids: Sequence[int], feature_counts: Iterator[int]) -> list[int]:
+        """`token_ids` with each image token repeated as often as the next of `feature_counts` says."""
+        image_token_id = self.config.image_token_id
+        expanded: list[int] = []
+        for token in token_ids:
+            expanded += [token] * (next(feature_counts) if token == image_token_id else 1)
+        return expanded
+
+    @property
+    def padding_id(self) -> int:
+        """The token that fills shorter rows; masked, so that any will do."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else self.tokenizer.eos_token_id or 0
+
+    def _encode(self, prompt: str) -> list[int]:
+        return encode(parse_prompt(prompt, self.tokenizer), self.tokenizer).ids
+
+
+def _config_from_processor(settings: dict[str, Any], tokenizer: Tokenizer, where: str) -> LlavaConfig:
+    """What a `processor_config.json` alone tells of the model: enough to count image features."""
+    images = settings.get("image_processor")
+    if not isinstance(images, dict) or not isinstance(settings.get("patch_size"), int):
+        raise LlavaError(f"{where}: image_processor and patch_size are needed where there is no config.json")
+    crop = images.get("crop_size") or images.get("size") or {}
+    side = crop if isinstance(crop, int) else crop.get("height", crop.get("shortest_edge"))
+    raw = {
+        "model_type": "llava_next" if "image_grid_pinpoints" in images else "llava",
+        "image_grid_pinpoints": images.get("image_grid_pinpoints"),
+        "image_token_index": tokenizer.image_token_id,
+        "text_config": {"vocab_size": tokenizer.vocab_size},
+        "vision_config": {"image_size": side, "patch_size": settings["patch_size"]},
+        "vision_feature_select_strategy": settings.get("vision_feature_select_strategy", "default"),
+    }
+    return LlavaConfig.from_dict(raw, where=where)
+
+
+def pad_left(rows: list[list[int]], padding_id: int) -> dict[str, np.ndarray]:
+    """`input_ids` and `attention_mask`, int64 [rows, longest], the padding in front."""
+    length = max(map(len, rows))
+    input_ids = np.full((len(rows), length), padding_id, dtype=np.int64)
+    attention_mask = np.zeros((len(rows), length), dtype=np.int64)
+    for row, ids in enumerate(rows):
+        input_ids[row, length - len(ids) :] = ids
+        attention_mask[row, length - len(ids) :] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
