@@ -94,15 +94,24 @@ BAD = {
     "uneven heads": ({"text_config": {"num_key_value_heads": 5}}, "num_key_value_heads"),
     "uneven width": ({"text_config": {"hidden_size": 4097}}, "hidden_size"),
     "yarn": ({"text_config": {"rope_scaling": {"type": "yarn", "factor": 2}}}, "yarn"),
-    "bad pinpoints": ({"text_config": {}, "model_type": "llava_next", "image_grid_pinpoints": [[1]]}, "pinpoints"),
+    "bad pinpoints": (
+        {"text_config": {}, "model_type": "llava_next", "image_grid_pinpoints": [[1]]},
+        "pinpoints",
+    ),
     "uneven pinpoints": (
         {"text_config": {}, "model_type": "llava_next", "image_grid_pinpoints": [[300, 672]]},
         "multiples",
     ),
     "layer outside": ({"text_config": {}, "vision_feature_layer": -99}, "vision_feature_layer"),
     "layer list": ({"text_config": {}, "vision_feature_layer": [-2, -5]}, "vision_feature_layer"),
-    "projector": ({"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_projector_type": "qformer"}, "qformer"),
-    "aspect": ({"mm_vision_tower": "openai/clip-vit-large-patch14-336", "image_aspect_ratio": "wide"}, "wide"),
+    "projector": (
+        {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_projector_type": "qformer"},
+        "qformer",
+    ),
+    "aspect": (
+        {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "image_aspect_ratio": "wide"},
+        "wide",
+    ),
     "start-end tokens": (
         {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_use_im_start_end": True},
         "mm_use_im_start_end",

@@ -18,7 +18,13 @@ def layout(height: int, width: int):
 
 @pytest.mark.parametrize(
     ("height", "width", "features"),
-    [(480, 640, 2340), (336, 336, 1176), (1080, 1920, 1948), (672, 672, 576 + 48 * 49), (55, 176, 576 + 16 * 49)],
+    [
+        (480, 640, 2340),
+        (336, 336, 1176),
+        (1080, 1920, 1948),
+        (672, 672, 576 + 48 * 49),
+        (55, 176, 576 + 16 * 49),
+    ],
 )
 def test_published_feature_counts(height, width, features):
     assert layout(height, width).num_features == features

@@ -18,6 +18,7 @@ ImageAspectRatio = Literal["square", "pad", "anyres"]
 
 ORIGINAL_IMAGE_TOKEN_ID = -200
 HF_IMAGE_TOKEN_ID = 32000
+MAX_LAYERS = 1000
 ANYRES_PINPOINTS: tuple[Size, ...] = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 
@@ -129,7 +130,7 @@ class LlavaConfig:
         """
         if not isinstance(raw, dict):
             raise LlavaError(f"{where}: a JSON object is expected, found {type(raw).__name__}")
-        if "text_config" in raw or "vision_config" in raw and "mm_vision_tower" not in raw:
+        if "text_config" in raw or ("vision_config" in raw and "mm_vision_tower" not in raw):
             config = _from_hf(raw, where)
         elif "mm_vision_tower" in raw or "mm_projector_type" in raw:
             config = _from_original(raw, vision, where)
@@ -178,7 +179,7 @@ def _read_fields(cls: type, raw: dict[str, Any], where: str, **computed: Any) ->
         )
         if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
             raise LlavaError(f"{where}: {field.name} must be of type {kind}, found {value!r}")
-        if kind == "int" and field.name != "pad_token_id" and not 0 < value < 2**31:
+        if isinstance(value, int) and kind == "int" and not 0 < value < 2**31:
             raise LlavaError(f"{where}: {field.name} must be positive, found {value}")
         values[field.name] = value
     return cls(**values)
@@ -246,7 +247,7 @@ def _from_original(raw: dict[str, Any], vision_raw: dict[str, Any] | None, where
         vision = KNOWN_TOWERS[name]
     else:
         raise LlavaError(f"{where}: the shape of the vision tower {name!r} is not known without its own config.json")
-    aspect_ratio = raw.get("image_aspect_ratio") or "square"
+    aspect_ratio: Any = raw.get("image_aspect_ratio") or "square"
     if aspect_ratio not in ("square", "pad", "anyres"):
         raise LlavaError(f"{where}: image_aspect_ratio {aspect_ratio!r} is not supported (square, pad or anyres)")
     merge = raw.get("mm_patch_merge_type", "flat")
@@ -277,7 +278,9 @@ def _pinpoints(listed: Any, where: str) -> tuple[Size, ...]:
     if (
         isinstance(listed, (list, tuple))
         and listed
-        and all(isinstance(p, (list, tuple)) and len(p) == 2 and all(type(x) is int and x > 0 for x in p) for p in listed)
+        and all(
+            isinstance(p, (list, tuple)) and len(p) == 2 and all(type(x) is int and x > 0 for x in p) for p in listed
+        )
     ):
         return tuple((int(a), int(b)) for a, b in listed)
     raise LlavaError(f"{where}: image_grid_pinpoints must be a list of [int, int], found {listed!r}")
@@ -293,6 +296,8 @@ def _dtype(*sources: dict[str, Any]) -> str:
 
 def _check(config: LlavaConfig, where: str) -> None:
     vision, text = config.vision, config.text
+    if max(vision.num_hidden_layers, text.num_hidden_layers) > MAX_LAYERS:
+        raise LlavaError(f"{where}: num_hidden_layers is larger than {MAX_LAYERS}, which no model is")
     if vision.hidden_size % vision.num_attention_heads:
         raise LlavaError(f"{where}: vision hidden_size is not a multiple of its num_attention_heads")
     if vision.image_size % vision.patch_size:

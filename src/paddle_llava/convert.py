@@ -7,10 +7,18 @@ from pathlib import Path
 
 from paddle_llava.checkpoints.vocabulary import extend_vocabulary
 from paddle_llava.checkpoints.write import MAX_SHARD_BYTES, Progress, TensorSource, write_checkpoint
-from paddle_llava.config import Layout
+from paddle_llava.config import ImageAspectRatio, Layout
 from paddle_llava.errors import LlavaError
 from paddle_llava.pretrained import find_pretrained
 from paddle_llava.processing.processor import LlavaProcessor
+
+# What an original `config.json` says of each way of preprocessing; `resize` stands in the preprocessor's file.
+ASPECT_RATIOS: dict[str, ImageAspectRatio] = {
+    "crop": "square",
+    "resize": "square",
+    "pad": "pad",
+    "anyres": "anyres",
+}
 
 
 def convert(
@@ -25,22 +33,22 @@ def convert(
     """Write the checkpoint `source` (a name or a folder, of any layout) to the new folder `target` in `layout`.
 
     To the `hf` layout, an original vocabulary is extended by `<image>`, `<pad>` and 62 unused tokens, as the published
-    twins have it; all other weights stay bit for bit what they were unless `dtype` (float32, float16, bfloat16) asks for
-    another. The tokenizer and the preprocessor go along. Raises `LlavaError`.
+    twins have it; all other weights stay bit for bit what they were unless `dtype` (float32, float16,
+    bfloat16) asks for another. The tokenizer and the preprocessor go along. Raises `LlavaError`.
     """
     target = Path(target).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LlavaError(f"{target}: already exists and is not an empty folder; choose another place")
     pretrained = find_pretrained(source)
     processor = LlavaProcessor.from_pretrained(pretrained.folder)
-    tokenizer = processor.tokenizer
     with pretrained.open_weights() as weights:
+        aspect_ratio = ASPECT_RATIOS[processor.image_processor.mode]
+        kept = weights.dtype("language_model.embed_tokens.weight")
+        config = replace(pretrained.config, image_aspect_ratio=aspect_ratio, dtype=dtype or kept)
+        processor.save_pretrained(target, layout)
         tensors: TensorSource = weights
-        config = replace(pretrained.config, dtype=dtype or weights.dtype(weights.names()[0]))
         if layout == "hf":
             tensors, config = extend_vocabulary(weights, config)
-            if tensors is not weights:
-                tokenizer = tokenizer.with_image_token(config.image_token_id, config.text.pad_token_id)
-        target.mkdir(parents=True, exist_ok=True)
-        LlavaProcessor(config, processor.image_processor, tokenizer).save_pretrained(target)
-        write_checkpoint(target, config, tensors, layout, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress)
+        write_checkpoint(
+            target, config, tensors, layout, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress
+        )

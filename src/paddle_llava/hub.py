@@ -4,9 +4,8 @@ Only the files that loading needs are downloaded, with one format of weights, in
 (`blobs/`, `snapshots/`, `refs/`), so that other programs on the machine find them and theirs are found here.
 Nothing that a hub sends is executed; file names are chosen from fixed lists, never taken as they come.
 
-`paddlemix/llava/*` stands for the same weights under `liuhaotian/*`: those were converted from these, and the
-server that keeps them neither lists its files nor tells their checksums, so they
-could not be checked.
+`paddlemix/llava/*` stands for the same weights under `liuhaotian/*`, from which those were converted: the
+server that keeps them neither lists its files nor tells their checksums, so a download could not be verified.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def weight_files(names: set[str]) -> list[str]:
 def _existing(name_or_path: str | Path) -> Path | None:
     path = os.path.expanduser(name_or_path)
     if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, "config.json")):
+        if not any(os.path.isfile(os.path.join(path, name)) for name in ("config.json", "processor_config.json")):
             raise LlavaError(f"{path!r}: this folder has no config.json, so it is not a checkpoint")
         return Path(path)
     if os.path.exists(path):
@@ -150,9 +149,7 @@ def _suggestion(name: str) -> str:
     return "" if name in known else did_you_mean(name, of_another_owner or known)
 
 
-def _listing(
-    repo: str, revision: str, endpoint: str, companions: tuple[str, ...]
-) -> tuple[str, list[RemoteFile]]:
+def _listing(repo: str, revision: str, endpoint: str, companions: tuple[str, ...]) -> tuple[str, list[RemoteFile]]:
     """The commit of `revision` and the files to have of it, the weights last; one request."""
     from huggingface_hub import HfApi, constants, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -173,9 +170,7 @@ def _listing(
     except HfHubHTTPError:  # of which some are a ValueError
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LlavaError(
-            f"{endpoint}: does not answer as a Hugging Face hub does; check HF_ENDPOINT"
-        ) from error
+        raise LlavaError(f"{endpoint}: does not answer as a Hugging Face hub does; check HF_ENDPOINT") from error
     if "config.json" not in listed or not weights:
         raise LlavaError(
             f"{repo}: not a checkpoint; it lacks config.json, or a whole set of model*.safetensors, "
@@ -260,7 +255,7 @@ def _explanation(error: Exception, repo: str, revision: str, endpoint: str, cach
     login = "set HF_TOKEN or run `hf auth login`"
     match error:
         case errors.OfflineModeIsEnabled():
-            text = f"not in the cache {str(cache_folder)!r}, and HF_HUB_OFFLINE is set; unset it to download"
+            text = f"no such folder, nor in the cache {str(cache_folder)!r}; unset HF_HUB_OFFLINE to download"
         case errors.GatedRepoError():
             text = f"access is restricted; ask for it at {endpoint}/{repo}, then {login}"
         case errors.RepositoryNotFoundError():
@@ -272,11 +267,12 @@ def _explanation(error: Exception, repo: str, revision: str, endpoint: str, cach
         case errors.HfHubHTTPError():
             text = f"{endpoint} answers with {_brief(error)}; try again later, or check HF_ENDPOINT"
         case errors.HTTPError():
-            text = f"cannot reach {endpoint} ({_brief(error)}); check the network, or use another HF_ENDPOINT"
-        case OSError(errno=errno.ENOSPC):
             text = (
-                f"no room in the cache {str(cache_folder)!r} ({_brief(error)}); free some or change HF_HOME"
+                f"no such folder, nor in the cache, and no connection to {endpoint} ({_brief(error)}); "
+                "check the network, or set HF_ENDPOINT to a mirror"
             )
+        case OSError(errno=errno.ENOSPC):
+            text = f"no room in the cache {str(cache_folder)!r} ({_brief(error)}); free some or change HF_HOME"
         case _:
             text = f"cannot use the cache {str(cache_folder)!r} ({_brief(error)}); change HF_HOME"
     return LlavaError(f"{repo}: {text}")

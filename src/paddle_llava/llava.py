@@ -14,6 +14,7 @@ from paddle import Tensor
 
 from paddle_llava.checkpoints.dtypes import to_dtype
 from paddle_llava.checkpoints.read import Checkpoint
+from paddle_llava.checkpoints.vocabulary import extend_vocabulary
 from paddle_llava.checkpoints.write import ArraySource, write_checkpoint
 from paddle_llava.config import Layout, LlavaConfig
 from paddle_llava.device import compute_dtype
@@ -78,10 +79,11 @@ class LlavaForConditionalGeneration(LlavaNetwork):
 
         The tokenizer and the preprocessor are the processor's: `LlavaProcessor.save_pretrained`.
         """
-        tensors = {name: parameter.numpy() for name, parameter in self.state_dict().items()}
-        write_checkpoint(Path(path), self.config, ArraySource(tensors), layout)
+        weights = ArraySource({name: parameter.numpy() for name, parameter in self.state_dict().items()})
+        tensors, config = extend_vocabulary(weights, self.config) if layout == "hf" else (weights, self.config)
+        write_checkpoint(Path(path), config, tensors, layout)
 
-    def forward(self, input_ids: Any, **inputs: Any) -> LlavaOutput:
+    def forward(self, input_ids: Any, **inputs: Any) -> LlavaOutput:  # type: ignore[override]
         """See `LlavaNetwork.forward`; arrays are turned into tensors."""
         tensors = {name: _tensor(value) for name, value in inputs.items()}
         return super().forward(_tensor(input_ids), **tensors)

@@ -42,6 +42,8 @@ def find_pretrained(name_or_path: str | Path) -> Pretrained:
     """
     folder = hub.local_folder(name_or_path)
     path = folder / "config.json"
+    if not path.is_file():
+        raise LlavaError(f"{folder}: this folder has a processor but no config.json, so it is not a checkpoint")
     raw = read_json(path)
     tower = separate_tower(raw)
     vision = read_json(hub.tower_folder(tower) / "config.json") if tower else None

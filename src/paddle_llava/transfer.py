@@ -120,9 +120,7 @@ def _checksum(path: Path, like: str) -> str:
     return digest.hexdigest()
 
 
-def _receive_all(
-    file: RemoteFile, part: Path, headers: dict[str, str], report: Callable[[int], None]
-) -> bool:
+def _receive_all(file: RemoteFile, part: Path, headers: dict[str, str], report: Callable[[int], None]) -> bool:
     """Over as many connections as it takes; False when the server has more or fewer bytes than it said."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 

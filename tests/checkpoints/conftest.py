@@ -78,9 +78,7 @@ def make_folder(tmp_path: Path, make_arrays: Callable[..., Arrays]) -> Callable[
 def zipped() -> Callable[..., None]:
     """Write a torch file of the pickle and the storages given."""
 
-    def write(
-        path: Path, pickled: bytes, storages: Mapping[str, bytes] = {}, method: int = zipfile.ZIP_STORED
-    ) -> None:
+    def write(path: Path, pickled: bytes, storages: Mapping[str, bytes] = {}, method: int = zipfile.ZIP_STORED) -> None:
         with zipfile.ZipFile(path, "w", method) as archive:
             archive.writestr("archive/data.pkl", pickled)
             archive.writestr("archive/byteorder", b"little")
@@ -110,9 +108,7 @@ def write_torch(zipped: Callable[..., None]) -> Callable[[Path, Arrays], None]:
             strides = tuple(stride // array.itemsize for stride in array.strides)
             out.write(b"X" + struct.pack("<I", len(name)) + name.encode())
             out.write(b"ctorch._utils\n_rebuild_tensor_v2\n(")
-            out.write(
-                b"(X\x07\x00\x00\x00storage" + b"ctorch\n" + storages[str(array.dtype)].encode() + b"\n"
-            )
+            out.write(b"(X\x07\x00\x00\x00storage" + b"ctorch\n" + storages[str(array.dtype)].encode() + b"\n")
             out.write(value(str(key)) + value("cpu") + value(array.size) + b"tQ")
             out.write(value(0) + value(array.shape) + value(strides) + b"\x89ccollections\nOrderedDict\n)RtR")
         out.write(b"u.")

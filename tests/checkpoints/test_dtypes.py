@@ -11,9 +11,7 @@ from paddle_llava.checkpoints.dtypes import FLOATS, to_dtype
 from paddle_llava.errors import LlavaError
 
 # Any bit pattern: subnormals, infinities, NaNs and ties included.
-float32_bits = hnp.arrays(
-    np.uint32, hnp.array_shapes(max_dims=3, max_side=8), elements=st.integers(0, 2**32 - 1)
-)
+float32_bits = hnp.arrays(np.uint32, hnp.array_shapes(max_dims=3, max_side=8), elements=st.integers(0, 2**32 - 1))
 bits16 = hnp.arrays(np.uint16, hnp.array_shapes(max_dims=3, max_side=8), elements=st.integers(0, 2**16 - 1))
 
 
@@ -38,7 +36,7 @@ def test_float32_to_bfloat16_rounds_as_paddle_does(bits: np.ndarray) -> None:
 def test_float32_to_float16_rounds_as_paddle_does(bits: np.ndarray) -> None:
     values = bits.view(np.float32)
     size = np.abs(values)
-    # Paddle 3.3 makes the smallest subnormal of some values near 1e-25, of which 0 is the nearest (torch agrees).
+    # Paddle 3.3 makes the smallest subnormal of some values near 1e-25; zero, as torch has it, is nearer.
     values = np.where((size < 1e-20) | np.isfinite(size) & (size > 65504), np.float32(1), values)
     expected = paddle.to_tensor(values).cast("float16").numpy()
     assert same(to_dtype(values, "float32", "float16"), expected)

@@ -17,9 +17,7 @@ PUBLISHED = Path(__file__).parents[1] / "published_configs"
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("projector", ["linear", "mlp2x_gelu", "mlp3x_gelu"])
 def test_names_there_and_back(v16: LlavaConfig, layout: Layout, projector: str) -> None:
-    config = replace(
-        v16, projector_type=projector, text=replace(v16.text, attention_bias=True, mlp_bias=True)
-    )
+    config = replace(v16, projector_type=projector, text=replace(v16.text, attention_bias=True, mlp_bias=True))
     if layout == "hf" and projector == "mlp3x_gelu":
         with pytest.raises(LlavaError, match=r"projector\.4"):
             naming.stored_names(config, layout)
@@ -27,9 +25,9 @@ def test_names_there_and_back(v16: LlavaConfig, layout: Layout, projector: str) 
     stored = naming.stored_names(config, layout)
     assert stored.keys() == naming.parameter_shapes(config).keys()
     assert len(set(stored.values())) == len(stored)
-    assert {
-        ours: naming.canonical_name(t, naming.CHECKPOINT_NAMES[layout]) for ours, t in stored.items()
-    } == {ours: ours for ours in stored}
+    assert {ours: naming.canonical_name(t, naming.CHECKPOINT_NAMES[layout]) for ours, t in stored.items()} == {
+        ours: ours for ours in stored
+    }
     assert naming.detect_layout(stored.values()) == layout
 
 

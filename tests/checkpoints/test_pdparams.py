@@ -16,9 +16,7 @@ from paddle_llava.checkpoints import pickle_stream
 from paddle_llava.checkpoints.pdparams import PdparamsFile, write_pdparams
 from paddle_llava.errors import LlavaError
 
-LARGE = np.arange(3000, dtype=np.float32).reshape(
-    60, 50
-)  # its bytes are text of more than 4096 bytes in protocol 2
+LARGE = np.arange(3000, dtype=np.float32).reshape(60, 50)  # its bytes are text of more than 4096 bytes in protocol 2
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
@@ -28,8 +26,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
     return found.keys() == expected.keys() and all(
-        np.array_equal(array, expected[name]) and array.dtype == expected[name].dtype
-        for name, array in found.items()
+        np.array_equal(array, expected[name]) and array.dtype == expected[name].dtype for name, array in found.items()
     )
 
 
@@ -163,7 +160,7 @@ def test_the_forbidden_global_is_named(tmp_path: Path) -> None:
         load(path)
 
 
-def dumped(value: Any, **replaced: bytes) -> bytes:
+def dumped(value: Any) -> bytes:
     return pickle.dumps(value, 4)
 
 
@@ -226,6 +223,10 @@ def test_bad_files(tmp_path: Path, case: str) -> None:
 
 def test_a_tower_of_tuples_takes_no_time(tmp_path: Path) -> None:
     """(t, t) of (t, t) of ...: whatever hashes, compares or prints it runs forever."""
+
+    def text(name: bytes) -> bytes:
+        return b"X" + struct.pack("<I", len(name)) + name
+
     tower = b")" + b"".join(b"q\x01h\x01\x86" for _ in range(200))
     path = tmp_path / "x.pdparams"
     pickles = {
@@ -233,8 +234,17 @@ def test_a_tower_of_tuples_takes_no_time(tmp_path: Path) -> None:
         "as a value": b"}X\x01\x00\x00\x00a" + tower + b"s.",
         "as a type": b"cnumpy\ndtype\n" + tower + b"\x85R.",
         "as a function": tower + b")R.",
-        "as a slice": b"}X\x15\x00\x00\x00UnpackBigParamInfor@@}X\x01\x00\x00\x00a}(X\x0b\x00\x00\x00OriginShape)"
-        b"X\x06\x00\x00\x00slices](" + tower + b"euss.",
+        "as a slice": b"}"
+        + text(b"UnpackBigParamInfor@@")
+        + b"}"
+        + text(b"a")
+        + b"}("
+        + text(b"OriginShape")
+        + b")"
+        + text(b"slices")
+        + b"]("
+        + tower
+        + b"euss.",
     }
     started = time.monotonic()
     for data in pickles.values():
@@ -266,8 +276,8 @@ def test_damaged_anywhere(tmp_path: Path, protocol: int) -> None:
     """A flipped byte gives other numbers, other names, or a `LlavaError`; never another exception."""
     path = tmp_path / "x.pdparams"
     data = pickle.dumps({"a": SHORT, "b": (("n", SHORT)), "c": LARGE[:30]}, protocol)
-    for place in [*range(500), *range(500, len(data), 97)]:
-        for flip in (0x01, 0x55, 0xFF):
+    for place in [*range(0, 500, 2), *range(500, len(data), 97)]:
+        for flip in (0x01, 0xFF):
             path.write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
             try:
                 file = PdparamsFile(path)

@@ -11,7 +11,7 @@ FLOATS: dict[str, np.dtype] = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
 }
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 
 
 def to_dtype(array: np.ndarray, source_dtype: str, target_dtype: str, where: str = "a tensor") -> np.ndarray:

@@ -152,10 +152,7 @@ def _stored(names: Iterable[str], table: Table) -> dict[str, str]:
 def detect_layout(names: Iterable[str], known: Mapping[Layout, Table] = CHECKPOINT_NAMES) -> Layout:
     """The layout that knows most of `names`. Raises `LlavaError` when none knows any."""
     names = list(names)
-    score = {
-        layout: sum(canonical_name(name, table) is not None for name in names)
-        for layout, table in known.items()
-    }
+    score = {layout: sum(canonical_name(name, table) is not None for name in names) for layout, table in known.items()}
     best = max(score, key=lambda layout: score[layout])
     if not score[best]:
         seen = ", ".join(repr(name[:80]) for name in names[:3]) or "no tensors at all"

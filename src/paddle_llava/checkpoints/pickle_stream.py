@@ -219,11 +219,7 @@ class _Machine:
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         # Text only: the hash of a nested tuple may take forever.
-        if (
-            not isinstance(target, dict)
-            or len(items) % 2
-            or not all(isinstance(key, str) for key in items[::2])
-        ):
+        if not isinstance(target, dict) or len(items) % 2 or not all(isinstance(key, str) for key in items[::2]):
             raise TypeError("a dictionary with keys other than text")
         target.update(zip(items[::2], items[1::2], strict=True))
 

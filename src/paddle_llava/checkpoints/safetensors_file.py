@@ -75,9 +75,7 @@ def _read_header(file: RawFile) -> tuple[int, dict[str, Any]]:
     return 8 + length, header
 
 
-def _checked(
-    file: RawFile, start: int, header: dict[str, Any]
-) -> dict[str, tuple[str, tuple[int, ...], int]]:
+def _checked(file: RawFile, start: int, header: dict[str, Any]) -> dict[str, tuple[str, tuple[int, ...], int]]:
     """name -> (dtype, shape, offset), in the order of the bytes, which the tensors are known to tile."""
     spans = []
     for name, entry in header.items():
@@ -127,4 +125,4 @@ def as_stored(array: np.ndarray, name: str, dtype: str, shape: tuple[int, ...]) 
     """`array`, contiguous, once it is known to be what was announced."""
     if array.shape != shape or array.dtype != FLOATS[dtype]:
         raise ValueError(f"{name}: {array.dtype} {array.shape} where {dtype} {shape} was announced")
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array).reshape(shape)  # which makes a scalar a vector

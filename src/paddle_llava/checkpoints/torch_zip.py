@@ -123,7 +123,8 @@ class TorchFile:
         dtype = FLOATS[tensor.storage.dtype]
         flat = self._file.read_array(self._starts[name], (tensor.span,), dtype)
         strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
-        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, tensor.shape, strides))
+        view = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides)
+        return np.ascontiguousarray(view).reshape(tensor.shape)  # which makes a scalar a vector
 
     def close(self) -> None:
         self._file.close()

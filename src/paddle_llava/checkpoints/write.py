@@ -110,7 +110,7 @@ def write_checkpoint(
         _check_folder(folder, suffix, tensors.folder)
         if total > shutil.disk_usage(folder).free:
             raise _disk_full(folder, total)
-        _remove_earlier(folder, suffix, keep=files)
+        _remove_earlier(folder, suffix)
         for file, shard in zip(files, shards, strict=True):
             write = write_pdparams if suffix == "pdparams" else write_safetensors
             write(folder / file, shard, read)
@@ -177,16 +177,15 @@ def _check_folder(folder: Path, suffix: str, source: Path | None) -> None:
             raise LlavaError(f"{folder}: holds weights in .{other} files already; write to another folder")
 
 
-def _remove_earlier(folder: Path, suffix: str, keep: list[str]) -> None:
-    """Unmake an earlier checkpoint, its `config.json` first."""
+def _remove_earlier(folder: Path, suffix: str) -> None:
+    """Remove an earlier checkpoint, its `config.json` first: old and new shards must never look like one."""
     stem = STEMS[suffix]
     (folder / "config.json").unlink(missing_ok=True)
     (folder / f"{stem}.{suffix}.index.json").unlink(missing_ok=True)
     shards = folder.glob(f"{stem}-*-of-*.{suffix}")
     unfinished = folder.glob(f"{stem}*.{suffix}.tmp")
     for path in [folder / f"{stem}.{suffix}", *shards, *unfinished]:
-        if path.name not in keep:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _disk_full(folder: Path, needed: int) -> LlavaError:

@@ -45,6 +45,7 @@ def build(folder: Path, seed: int = 0) -> None:
     """Write the checkpoint to `folder`: weights, configuration, tokenizer and preprocessor."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
+    ids = tokenizer.get_vocab()
     config = LlavaConfig(
         vision=VisionConfig(
             hidden_size=64,
@@ -63,9 +64,9 @@ def build(folder: Path, seed: int = 0) -> None:
             num_key_value_heads=4,
             head_dim=32,
             max_position_embeddings=2048,
-            pad_token_id=tokenizer.token_to_id("<pad>"),
+            pad_token_id=ids["<pad>"],
         ),
-        image_token_id=tokenizer.token_to_id("<image>"),
+        image_token_id=ids["<image>"],
         image_aspect_ratio="pad",
     )
     random = np.random.default_rng(seed)

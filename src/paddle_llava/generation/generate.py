@@ -34,8 +34,9 @@ def generate(
     prompt_ids: np.ndarray | None = None,
     stop_ids: frozenset[int] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Prefill `inputs` and yield int64 [batch] tokens step by step, until every row has ended, `max_new_tokens` are out,
-    or the context is full.
+    """Prefill `inputs` and yield int64 [batch] tokens, step by step.
+
+    It ends when every row has ended, `max_new_tokens` are out, or the context is full.
 
     A row ends with one of `stop_ids` (default: the model's end-of-sequence tokens), which is yielded too, and goes on
     with the padding token. `prompt_ids` [batch, length] are all tokens before the answer, for the repetition penalty,

@@ -49,7 +49,7 @@ class Sampler:
         self.params = params
         self._random = np.random.default_rng(params.seed)
         # Image tokens may lie outside the vocabulary and are never generated.
-        self._seen = set(int(token) for token in prompt_ids if token >= 0)
+        self._seen = {int(token) for token in prompt_ids if token >= 0}
 
     def sample(self, logits: np.ndarray) -> int:
         """The next token from `logits` float32 [vocab_size]."""

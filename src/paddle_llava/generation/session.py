@@ -28,7 +28,7 @@ from paddle_llava.processing.conversation import (
     stop_token_ids,
 )
 from paddle_llava.processing.loading import ImageSource
-from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.processing.processor import LlavaProcessor, image_sources
 from paddle_llava.processing.templates import TEMPLATES, Template
 
 
@@ -107,7 +107,7 @@ class ChatSession:
         interrupted from the keyboard, ends the answer there; what was said stays in the conversation.
         """
         params = replace(self.params, **overrides)
-        sources = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
+        sources = image_sources(image)
         history = self._with_images(sources)
         question = Message("user", text, images=len(sources))
         history, question = self._with_room(history, question, params)
@@ -129,10 +129,8 @@ class ChatSession:
             feature_counts=(*self._history.feature_counts, *counts),
         )
 
-    def _with_room(
-        self, history: _History, question: Message, params: SamplingParams
-    ) -> tuple[_History, Message]:
-        """Without the oldest exchanges if the context would overflow; their pictures move to the first one that stays."""
+    def _with_room(self, history: _History, question: Message, params: SamplingParams) -> tuple[_History, Message]:
+        """Without the oldest exchanges if the context would overflow; their pictures move to what stays first."""
         limit = self.engine.config.text.max_position_embeddings
         room = min(params.max_new_tokens, limit // 4)
         needed = len(history.ids) + len(self._turn_ids(history, question)) + room

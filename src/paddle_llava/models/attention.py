@@ -44,7 +44,8 @@ def attention(
     queries, keys = query.shape[2], key.shape[2]
     if mask is None and past is not None:
         mask = causal_mask(queries, keys, past)
-    if queries <= QUERY_BLOCK or not on_cpu:
+    # Under training a block's slices would each give a gradient as large as the whole.
+    if queries <= QUERY_BLOCK or not on_cpu or paddle.is_grad_enabled():
         return _attend(query, key, value, mask)
     outputs = []
     for start in range(0, queries, QUERY_BLOCK):
@@ -53,6 +54,24 @@ def attention(
         rows = None if mask is None else mask[..., start:end, :seen]
         outputs.append(_attend(query[:, :, start:end], key[:, :, :seen], value[:, :, :seen], rows))
     return paddle.concat(outputs, axis=2)
+
+
+def segmented_attention(query: Tensor, key: Tensor, value: Tensor, lengths: list[list[int]]) -> Tensor:
+    """Causal attention in which the samples that share a row do not see each other (packing).
+
+    `lengths[row]` are the lengths of the row's samples in order, adding up to the row's length (padding counts as one
+    more sample). Every sample is attended to on its own, so that packing costs no attention across samples.
+    """
+    rows = []
+    for row_qkv, row_lengths in zip(_rows(query, key, value), lengths, strict=True):
+        samples = zip(*(x.split(row_lengths, axis=2) for x in row_qkv), strict=True)
+        rows.append(paddle.concat([attention(q, k, v, past=0) for q, k, v in samples], axis=2))
+    return paddle.concat(rows) if len(rows) > 1 else rows[0]
+
+
+def _rows(*tensors: Tensor) -> zip[tuple[Tensor, ...]]:
+    # `split`, whose gradient is a concatenation; that of a slice is as large as the whole tensor.
+    return zip(*(x.split(x.shape[0]) if x.shape[0] > 1 else [x] for x in tensors), strict=True)
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Tensor:

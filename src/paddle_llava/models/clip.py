@@ -70,7 +70,11 @@ class CLIPVisionTower(nn.Layer):
         self.used_layers = feature_layer if feature_layer >= 0 else num_layers + 1 + feature_layer
         self.class_embedding = self.create_parameter([config.hidden_size])
         self.patch_embedding = nn.Conv2D(
-            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias_attr=False
+            config.num_channels,
+            config.hidden_size,
+            config.patch_size,
+            stride=config.patch_size,
+            bias_attr=False,
         )
         self.position_embedding = nn.Embedding(config.num_patches + 1, config.hidden_size)
         self.pre_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)

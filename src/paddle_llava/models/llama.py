@@ -5,13 +5,15 @@ from __future__ import annotations
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from paddle.distributed.fleet.utils import recompute
 from paddle.incubate.nn.functional import fused_rms_norm
 
 from paddle_llava.config import TextConfig
-from paddle_llava.models.attention import attention, causal_mask
+from paddle_llava.models.attention import attention, causal_mask, segmented_attention
 from paddle_llava.models.kv_cache import KVCache
 
 Rotation = tuple[Tensor, Tensor]
+Lengths = list[list[int]]
 
 
 class RMSNorm(nn.Layer):
@@ -49,7 +51,10 @@ class LlamaAttention(nn.Layer):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        width, kv_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        width, kv_width = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
         bias = None if config.attention_bias else False
         self.q_proj = nn.Linear(config.hidden_size, width, bias_attr=bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias_attr=bias)
@@ -57,7 +62,12 @@ class LlamaAttention(nn.Layer):
         self.o_proj = nn.Linear(width, config.hidden_size, bias_attr=bias)
 
     def forward(
-        self, hidden_states: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None
+        self,
+        hidden_states: Tensor,
+        rotation: Rotation,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        lengths: Lengths | None = None,
     ) -> Tensor:
         batch, length, _ = hidden_states.shape
         query, key, value = (
@@ -69,7 +79,11 @@ class LlamaAttention(nn.Layer):
         if cache is not None:
             cached = cache.append(self.layer, key, value)
             key, value = cached if past else (key, value)
-        output = attention(query, key, value, mask, past=past).transpose([0, 2, 1, 3])
+        if lengths is None:
+            output = attention(query, key, value, mask, past=past)
+        else:
+            output = segmented_attention(query, key, value, lengths)
+        output = output.transpose([0, 2, 1, 3])
         return self.o_proj(output.reshape([batch, length, -1]))
 
 
@@ -94,9 +108,15 @@ class LlamaLayer(nn.Layer):
         self.mlp = LlamaMLP(config)
 
     def forward(
-        self, hidden_states: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None
+        self,
+        hidden_states: Tensor,
+        rotation: Rotation,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        lengths: Lengths | None = None,
     ) -> Tensor:
-        hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), rotation, mask, cache)
+        attended = self.self_attn(self.input_layernorm(hidden_states), rotation, mask, cache, lengths)
+        hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
@@ -106,6 +126,7 @@ class LlamaDecoder(nn.Layer):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False  # trade a second forward pass for the memory of all activations
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.LayerList([LlamaLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -116,11 +137,13 @@ class LlamaDecoder(nn.Layer):
         position_ids: Tensor,
         valid: Tensor | None = None,
         cache: KVCache | None = None,
+        lengths: Lengths | None = None,
     ) -> Tensor:
         """[batch, length, hidden_size] to the same shape, after the final norm.
 
         `position_ids` is int64 [batch or 1, length]. `valid` is bool [batch, past + length], False on padding; None
         means that nothing is padded. With a `cache`, the new tokens follow those it holds and are added to it.
+        `lengths` are those of the samples packed into each row, which do not see each other.
         """
         length = inputs_embeds.shape[1]
         past = 0 if cache is None else cache.length
@@ -134,7 +157,10 @@ class LlamaDecoder(nn.Layer):
         rotation = rotary_embedding(self.config, position_ids, inputs_embeds.dtype)
         hidden_states = inputs_embeds
         for layer in self.layers:
-            hidden_states = layer(hidden_states, rotation, mask, cache)
+            if self.recompute and self.training:
+                hidden_states = recompute(layer, hidden_states, rotation, mask, None, lengths)
+            else:
+                hidden_states = layer(hidden_states, rotation, mask, cache, lengths)
         if cache is not None:
             cache.advance(length)
         return self.norm(hidden_states)

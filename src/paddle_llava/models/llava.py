@@ -7,9 +7,11 @@ Tensors in, tensors out; `paddle_llava.llava` adds files and generation to it. S
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from paddle_llava.config import LlavaConfig
@@ -20,6 +22,7 @@ from paddle_llava.models.llama import LlamaDecoder
 from paddle_llava.models.projector import build_projector
 
 TILES_AT_A_TIME = 8
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class LlavaNetwork(nn.Layer):
 
     def _encode_tiles(self, pixel_values: Tensor) -> Tensor:
         """[tiles, 3, S, S] to [tiles, features, text hidden_size]."""
-        hidden_states = self.vision_tower(pixel_values)
+        frozen = all(parameter.stop_gradient for parameter in self.vision_tower.parameters())
+        with paddle.no_grad() if frozen else nullcontext():
+            hidden_states = self.vision_tower(pixel_values)
         return self.projector(hidden_states if self.config.keep_cls else hidden_states[:, 1:])
 
     def _arrange(self, tiles: Tensor, layout: ImageLayout) -> Tensor:
@@ -141,6 +146,28 @@ class LlavaNetwork(nn.Layer):
         embeds = self.embed(input_ids, image_features)
         hidden_states = self.language_model(embeds, position_ids, valid, cache)
         return LlavaOutput(self.logits(hidden_states[:, -1:] if last_only else hidden_states))
+
+    def loss(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        lengths: list[list[int]],
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | list[list[int]] | None = None,
+    ) -> Tensor:
+        """The cross-entropy summed over all targets: a float32 scalar, to be divided by their number.
+
+        `labels` [batch, length] are shifted already: `labels[i]` is what follows position i, -100 where nothing is
+        learnt. `lengths` are those of the samples packed into each row, padding last. Only positions with a target go
+        through the output head, which with 576 image features a picture is the smaller part.
+        """
+        features = [] if pixel_values is None else self.encode_images(pixel_values, image_sizes or [])
+        embeds = self.embed(input_ids, features)
+        hidden_states = self.language_model(embeds, position_ids, lengths=lengths)
+        targets = (labels != IGNORE_INDEX).flatten().nonzero().flatten()
+        logits = self.logits(paddle.gather(hidden_states.flatten(0, 1), targets)).astype("float32")
+        return F.cross_entropy(logits, paddle.gather(labels.flatten(), targets), reduction="sum")
 
 
 def _sections(tiles: int) -> list[int]:

@@ -15,7 +15,7 @@ from paddle_llava.errors import LlavaError
 
 Box = tuple[float, float, float, float]
 
-_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
+_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
 _COMMAS = {"", ",", ";", "，", "、"}
 _CORNERS = {")(", "),(", ")，("}
 _OPENINGS = ("[", "(", "<box>", "|>")
@@ -96,7 +96,7 @@ def _as_box(quad: list[str], bracketed: bool) -> Box | None:
         return None  # "between 2, 3, 4 and 5" is no box
     if whole and 1 < max(x1, y1, x2, y2) <= 1000:
         x1, y1, x2, y2 = x1 / 1000, y1 / 1000, x2 / 1000, y2 / 1000
-    return (x1, y1, x2, y2) if x1 <= x2 <= 1 and y1 <= y2 <= 1 else None
+    return (x1, y1, x2, y2) if 0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 else None
 
 
 def box_iou(one: Box, other: Box) -> float:

@@ -105,6 +105,7 @@ class _Deadline:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
+        self._timer.join()
 
     def trace(self, _: str, info: dict[str, Any]) -> None:
         """httpx's `trace` extension: told of every new connection, plain and again once encrypted."""
@@ -122,7 +123,7 @@ class _Deadline:
         self.passed = True
         for stream in self._streams:
             with suppress(OSError):
-                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+                pass
 
 
 def _get(client: httpx.Client, url: httpx.URL, deadline: _Deadline, allow_private: bool) -> httpx.Response:

@@ -119,9 +119,7 @@ class ImageProcessor:
         height, width = fitted_size((image.height, image.width), target)
         top, left = (target[0] - height) // 2, (target[1] - width) // 2
         padded = np.zeros((*target, 3), np.uint8)
-        padded[top : top + height, left : left + width] = np.asarray(
-            image.resize((width, height), self.resample)
-        )
+        padded[top : top + height, left : left + width] = np.asarray(image.resize((width, height), self.resample))
         rows, columns = target[0] // tile, target[1] // tile
         grid = padded.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
         base = np.asarray(image.resize((tile, tile), self.resample))
@@ -267,13 +265,9 @@ def _check_sizes(raw: dict[str, Any], mode: Mode, edge: int, config: LlavaConfig
 def _read_size(raw: dict[str, Any], key: str, default: int, where: str) -> tuple[int, bool]:
     """The edge that `raw[key]` asks for, and whether both sides become it regardless of the aspect ratio."""
     value = raw.get(key, default)
-    both = (
-        isinstance(value, dict) and value.keys() == {"height", "width"} and value["height"] == value["width"]
-    )
+    both = isinstance(value, dict) and value.keys() == {"height", "width"} and value["height"] == value["width"]
     if isinstance(value, dict):
-        value = (
-            value["height"] if both else value["shortest_edge"] if value.keys() == {"shortest_edge"} else None
-        )
+        value = value["height"] if both else value["shortest_edge"] if value.keys() == {"shortest_edge"} else None
     if type(value) is not int or not 0 < value < 2**16:
         raise LlavaError(f"{where}: {key} must be one square size in pixels, found {raw.get(key, value)!r}")
     return value, both

@@ -188,9 +188,7 @@ def _opener(data: bytes) -> Callable[[BytesIO], ImageFile.ImageFile] | None:
     return None
 
 
-def _decode(
-    data: bytes, name: str, limits: ImageLimits, notice: Notice | None, content_type: str = ""
-) -> Image.Image:
+def _decode(data: bytes, name: str, limits: ImageLimits, notice: Notice | None, content_type: str = "") -> Image.Image:
     if not data:
         raise LlavaError(f"{name} is empty (0 bytes)")
     if len(data) > limits.max_bytes:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llava import hub
-from paddle_llava.config import LlavaConfig
+from paddle_llava.config import ORIGINAL_IMAGE_TOKEN_ID, Layout, LlavaConfig
 from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import read_json, write_json
 from paddle_llava.pretrained import find_pretrained
@@ -17,7 +17,6 @@ from paddle_llava.processing.conversation import encode, parse_prompt
 from paddle_llava.processing.images import ImageProcessor
 from paddle_llava.processing.loading import ImageSource, load_image
 from paddle_llava.processing.tokenizer import IMAGE_TOKEN, Tokenizer
-
 
 SETTINGS = ("preprocessor_config.json", "processor_config.json")
 
@@ -46,13 +45,24 @@ class LlavaProcessor:
         else:
             config = find_pretrained(folder).config
         where = str(path or folder)
+        if tokenizer.image_token_id not in (None, config.image_token_id):
+            raise LlavaError(
+                f"{folder}: {IMAGE_TOKEN} is token {tokenizer.image_token_id} of the tokenizer, but image token "
+                f"{config.image_token_id} in config.json; one of the two files is from another checkpoint"
+            )
         return cls(config, ImageProcessor.from_config(config, settings, where=where), tokenizer)
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write the tokenizer and `preprocessor_config.json` to the folder `path`."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save_pretrained(folder)
+    def save_pretrained(self, path: str | Path, layout: Layout = "hf") -> None:
+        """Write the tokenizer and `preprocessor_config.json` to the folder `path`.
+
+        In the `hf` layout `<image>` is a token: the vocabulary of an original checkpoint gets it, and `<pad>`, as
+        its first new tokens, where `LlavaForConditionalGeneration.save_pretrained` puts their embeddings.
+        """
+        folder, tokenizer = Path(path), self.tokenizer
+        if layout == "hf" and self.config.image_token_id == ORIGINAL_IMAGE_TOKEN_ID:
+            size = self.config.text.vocab_size
+            tokenizer = tokenizer.with_image_token(size, size + 1)
+        tokenizer.save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", self.image_processor.to_dict())
 
     def __call__(
@@ -75,7 +85,7 @@ class LlavaProcessor:
         `LlavaError` when prompts and pictures do not match.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        sources = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+        sources = image_sources(images)
         asked = sum(prompt.count(IMAGE_TOKEN) for prompt in texts)
         if asked != len(sources):
             raise LlavaError(f"the text has {asked} {IMAGE_TOKEN} but {len(sources)} pictures are given")
@@ -127,6 +137,13 @@ def _config_from_processor(settings: dict[str, Any], tokenizer: Tokenizer, where
         "vision_feature_select_strategy": settings.get("vision_feature_select_strategy", "default"),
     }
     return LlavaConfig.from_dict(raw, where=where)
+
+
+def image_sources(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:
+    """No picture, one or several, as a list."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
 
 
 def pad_left(rows: list[list[int]], padding_id: int) -> dict[str, np.ndarray]:

@@ -138,6 +138,11 @@ class Tokenizer:
         """
         return self._backend.decode([i for i in ids if i >= 0], skip_special_tokens=skip_special_tokens)
 
+    def has_text(self, token_id: int) -> bool:
+        """False for special tokens, image placeholders and ids beyond the vocabulary."""
+        known = token_id >= 0 and token_id not in self.special_ids
+        return known and self._backend.id_to_token(token_id) is not None
+
     def stream(self) -> TextStream:
         """A reader of one answer, token by token."""
         return TextStream(self)
@@ -216,8 +221,8 @@ class TextStream:
         self._started = False
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now: empty for special tokens and while a run of bytes goes on."""
-        if token_id in self._tokenizer.special_ids:
+        """The text that is certain now: empty for tokens without text and while a run of bytes goes on."""
+        if not self._tokenizer.has_text(token_id):
             return ""
         self._held.append(token_id)
         return "" if token_id in self._tokenizer.byte_ids else self.finish()

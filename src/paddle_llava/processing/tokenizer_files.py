@@ -8,6 +8,7 @@ into special tokens.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def read_tokenizer(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     config: dict[str, Any] = {}
     for name in SETTINGS:
         if (folder / name).is_file():
-            config.update(read_json(folder / name))
+            config.update(_readable(read_json(folder / name), folder / name))
     for key, value in config.items():
         if key.endswith("_token") and isinstance(value, dict):
             config[key] = value.get("content")
@@ -76,6 +77,14 @@ def _from_sentencepiece(folder: Path, *, legacy: bool) -> dict[str, Any]:
     return tokenizer_json_from_sentencepiece(data, legacy=legacy, where=str(path))
 
 
+def _readable(settings: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        json.dumps(settings, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise LlavaError(f"{path}: half a surrogate pair (\\ud800 or the like) is not text") from error
+    return settings
+
+
 def _begins_with_special(post_processor: Any) -> bool:
     single = post_processor.get("single") if isinstance(post_processor, dict) else None
     return (
@@ -91,7 +100,7 @@ def _checked(raw: dict[str, Any], where: str) -> dict[str, Any]:
     normalizer, pre_tokenizer, decoder = (raw.get(key) for key in ("normalizer", "pre_tokenizer", "decoder"))
     known = {
         "normalizer": normalizer in NORMALIZERS,
-        "pre_tokenizer": (normalizer is None) == _is_metaspace(pre_tokenizer),
+        "pre_tokenizer": pre_tokenizer is None if normalizer else _is_metaspace(pre_tokenizer),
         "decoder": decoder in DECODERS,
     }
     for key, is_known in known.items():
@@ -138,7 +147,7 @@ def _checked_model(model: Any, special: set[str], where: str) -> dict[str, Any]:
         if pair[0] + pair[1] not in special:
             pairs.append(pair)
     unknown = model.get("unk_token")
-    if unknown is not None and unknown not in vocab:
+    if unknown is not None and not (isinstance(unknown, str) and unknown in vocab):
         raise LlavaError(f"{where}: model.unk_token {str(unknown)[:40]!r} is not in the vocabulary")
     return {
         "type": "BPE",
@@ -152,7 +161,7 @@ def _checked_model(model: Any, special: set[str], where: str) -> dict[str, Any]:
 
 def _added_tokens(entries: Any, where: str) -> list[dict[str, Any]]:
     tokens = []
-    for entry in entries or ():
+    for entry in entries if isinstance(entries, list) else [entries] if entries else []:
         content, index = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
         if not (isinstance(content, str) and content and type(index) is int and 0 <= index < MAX_TOKEN_ID):
             raise LlavaError(f"{where}: added_tokens has {str(entry)[:60]!r}, which is no token with an id")
