@@ -10,6 +10,7 @@ column to floating point error at a few sizes (55x176 is one).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 Size = tuple[int, int]
@@ -18,7 +19,7 @@ Size = tuple[int, int]
 def select_best_resolution(image_size: Size, pinpoints: tuple[Size, ...]) -> Size:
     """The pinpoint that keeps most of the picture's pixels, then wastes least; the first one of equals."""
     height, width = image_size
-    best, best_effective, best_wasted = pinpoints[0], 0, 0
+    best, best_effective, best_wasted = pinpoints[0], 0, math.inf
     for target_height, target_width in pinpoints:
         scale = min(target_width / width, target_height / height)
         effective = min(int(width * scale) * int(height * scale), width * height)

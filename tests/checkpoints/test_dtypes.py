@@ -64,6 +64,8 @@ def test_float16_survives_float32(bits: np.ndarray) -> None:
         (0x3F808001, 0x3F81),
         (0x7F7FFFFF, 0x7F80),  # the largest float32 rounds to infinity
         (0x80000000, 0x8000),
+        (0x7F800001, 0x7FC0),  # a NaN whose upper bits alone would be infinity
+        (0xFFFFFFFF, 0xFFFF),  # a NaN that rounding would carry away
     ],
 )
 def test_ties_and_ends(bits: int, expected: int) -> None:

@@ -60,6 +60,13 @@ def test_tied(v15: LlavaConfig, make_arrays: Callable) -> None:
     assert source.read(EMBEDDING).shape == (104, 16)
 
 
+def test_the_first_token_beyond(v15: LlavaConfig, make_arrays: Callable) -> None:
+    config = replace(v15, image_token_id=40)
+    source, grown = extend_vocabulary(ArraySource(make_arrays(config)), config)
+    assert (grown.image_token_id, grown.text.vocab_size) == (40, 104)
+    assert source.shape(LM_HEAD) == (16, 104)
+
+
 @pytest.mark.parametrize("image_token_id", [0, 39])
 def test_an_image_token_with_an_embedding(v15: LlavaConfig, make_arrays: Callable, image_token_id: int) -> None:
     config = replace(v15, image_token_id=image_token_id)

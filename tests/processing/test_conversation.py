@@ -35,8 +35,16 @@ VICUNA = TEMPLATES["vicuna_v1"]
 CHATML = ("<|im_start|>", "<|im_end|>")
 
 
-def build(*, legacy: bool = True, extra: tuple[str, ...] = ("<image>", "<pad>")) -> Tokenizer:
-    raw = tokenizer_json_from_sentencepiece(MODEL, legacy=legacy, where="test")
+# With pieces that span the end of one turn and the start of the next, such as "###H" and "><".
+SPANNING = train(
+    ["a###Human: hi###Assistant: ho###Human: hi", "ho<|im_end|><|im_start|>user"],
+    vocab_size=340,
+    split_by_unicode_script=False,
+)
+
+
+def build(*, legacy: bool = True, extra: tuple[str, ...] = ("<image>", "<pad>"), model: bytes = MODEL) -> Tokenizer:
+    raw = tokenizer_json_from_sentencepiece(model, legacy=legacy, where="test")
     size = len(raw["model"]["vocab"])
     raw["added_tokens"] += [added_token(size + i, text, special=True) for i, text in enumerate(extra)]
     return Tokenizer(raw, {}, "test")
@@ -49,6 +57,7 @@ TOKENIZERS = {
     "first only": build(legacy=False),
     "original": ORIGINAL_TOKENIZER,
     "chatml": build(extra=("<image>", "<pad>", *CHATML)),
+    "spanning": build(model=SPANNING),
 }
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +31,7 @@ CERTIFICATE = Path(__file__).parent / "fixtures" / "pictures.test.pem"  # for pi
 PIXELS = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
 QUICK = ImageLimits(max_bytes=2**20, connect_timeout=1.0, total_time=0.3)
 PUBLIC = "93.184.216.34"
+BOMB = gzip.compress(bytes(64 * 2**20), 1)
 
 
 def png() -> bytes:
@@ -100,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(zlib.compress(png()), content_encoding="deflate")
 
     def send_gzip_bomb(self, _: str) -> None:
-        self.answer(gzip.compress(bytes(200 * 2**20), 1), content_encoding="gzip")
+        self.answer(BOMB, content_encoding="gzip")
 
     def send_broken_gzip(self, _: str) -> None:
         self.answer(b"\x1f\x8b" + bytes(20), content_encoding="gzip")
@@ -253,6 +255,15 @@ def test_bad_answers(server: Server, path: str, reason: str) -> None:
     message = refusal(f"{server.url}/{path}", limits=ImageLimits(max_bytes=2**20, total_time=5))
     assert message.startswith(f"'{server.url}/{path[:5]}")
     assert reason in message
+
+
+def test_a_gzip_bomb_is_not_inflated_past_the_limit(server: Server) -> None:
+    tracemalloc.start()
+    try:
+        refusal(f"{server.url}/gzip-bomb", limits=ImageLimits(max_bytes=2**20))
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("path", ["drip", "drip-headers", "silence"])

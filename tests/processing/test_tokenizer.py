@@ -132,6 +132,16 @@ def test_added_tokens_never_match_text(tmp_path):
     assert tokenizer.vocab_size == size + 3
 
 
+def test_pieces_that_could_make_a_special_token_do_not():
+    model = train(["x</s x</s", "y</ y</", "zs> zs>"], vocab_size=290, split_by_unicode_script=False)
+    tokenizer = from_model(model)
+    vocab = tokenizer_json_from_sentencepiece(model, legacy=True, where="test")["model"]["vocab"]
+    assert {"</s", ">"} <= vocab.keys()
+    reference = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert tokenizer.encode_segment("x</s>", first=True) == reference.encode("x</s>")
+    assert tokenizer.eos_token_id not in tokenizer.encode_segment("</s>", first=False)
+
+
 def test_merges_cannot_make_a_special_token(tmp_path):
     # As converters that derive merges from the whole vocabulary write them.
     tokenizer = from_model(MODELS["mixed"])

@@ -134,6 +134,11 @@ def stored_names(config: LlavaConfig, layout: Layout) -> dict[str, str]:
     return _stored(parameter_shapes(config), _TABLES[layout][single])
 
 
+def transformers_names(config: LlavaConfig) -> dict[str, str]:
+    """What the parameters are called inside `transformers` 5, whose modules adapters name: our name -> its name."""
+    return _stored(parameter_shapes(config), _TABLES["hf"][-1])
+
+
 def tower_names(names: Iterable[str], layout: Layout) -> dict[str, str]:
     """What a separate vision tower calls the parameters `names` of ours."""
     return _stored(names, _TOWER_TABLES[layout][0])

@@ -174,10 +174,10 @@ class _Machine:
                 stack.append([])
             case b"a":
                 item = stack.pop()
-                self.top_list().append(item)
+                stack[-1].append(item)
             case b"e":
                 items = self.since_mark()
-                self.top_list().extend(items)
+                stack[-1].extend(items)
             case b"}":
                 stack.append({})
             case b"s":
@@ -205,11 +205,6 @@ class _Machine:
                     f"{self.file.path}: its pickle holds more than weights (opcode {code!r}) and is not "
                     "run; do not trust this file"
                 )
-
-    def top_list(self) -> list[Any]:
-        if not isinstance(self.stack[-1], list):
-            raise TypeError("items for what is no list")
-        return self.stack[-1]
 
     def built(self, value: Any) -> Built:
         if not isinstance(value, Built):

@@ -123,7 +123,7 @@ class _Deadline:
         self.passed = True
         for stream in self._streams:
             with suppress(OSError):
-                pass
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def _get(client: httpx.Client, url: httpx.URL, deadline: _Deadline, allow_private: bool) -> httpx.Response:

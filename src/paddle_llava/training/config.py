@@ -1,0 +1,218 @@
+"""Training settings: one JSON file, strictly read.
+
+The keys are those that PaddleMIX's LLaVA configurations use, so that such a file trains here as it is. A key that has
+no meaning here is named in one line with the reason; an unknown one is an error with the nearest right key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from paddle_llava.errors import LlavaError, did_you_mean
+from paddle_llava.json_file import read_json
+
+# Keys of such files that are read and change nothing, and why.
+WITHOUT_EFFECT = {
+    "use_flash_attention": "attention takes the fast path of the device by itself",
+    "eval_accumulation_steps": "evaluation keeps no tensors between batches",
+    "eval_with_do_generation": "generation is judged by `llava eval`",
+    "skip_memory_metrics": "memory is always reported",
+    "benchmark": "speed is always reported",
+    "text_model_name_or_path": "the tokenizer comes with the model",
+}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One entry of `dataset.train` or `dataset.eval`."""
+
+    data_files: str | list[str]
+    name: str = ""
+    chat_template: str | None = None
+    weight: float = 1.0
+    image_folder: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that a run depends on; learning rates are those of AdamW's peak, lengths are in tokens."""
+
+    model_name_or_path: str
+    dataset: dict[str, list[DataFile]]
+    output_dir: str
+
+    freeze_include: list[str] = field(default_factory=list)
+    freeze_exclude: list[str] = field(default_factory=list)
+    vision_tower_lr: float | None = None
+
+    lora: bool = False
+    lora_path: str | None = None
+    lora_rank: int = 128
+    lora_alpha: float = 256.0
+    lora_dropout: float = 0.05
+    lora_target_modules: list[str] = field(default_factory=lambda: [r"llama\.layers\..*(q|k|v|o|gate|up|down)_proj.*"])
+
+    conv_mode: str | None = None
+    max_length: int = 2048
+    mixtoken: bool = False
+    group_by_modality_length: bool = False
+    on_bad_sample: str = "error"
+    dataloader_num_workers: int = 2
+
+    per_device_train_batch_size: int = 1
+    per_device_eval_batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+
+    learning_rate: float = 2e-5
+    mm_projector_lr: float | None = None
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = 0.0
+    warmup_steps: int = 0
+
+    do_train: bool = True
+    do_eval: bool = False
+    evaluation_strategy: str = "no"
+    eval_steps: int = 500
+    load_best_model_at_end: bool = False
+    save_strategy: str = "steps"
+    save_steps: int = 500
+    save_total_limit: int | None = None
+    overwrite_output_dir: bool = False
+    resume_from_checkpoint: str | None = None
+
+    logging_steps: int = 1
+    disable_tqdm: bool = False
+    report_to: list[str] = field(default_factory=list)
+
+    fp16: bool = False
+    bf16: bool = False
+    fp16_opt_level: str = "O1"
+    recompute: bool = False
+    sharding: str = ""
+    sharding_parallel_degree: int = -1
+    tensor_parallel_degree: int = 1
+    device: str | None = None
+    seed: int = 42
+
+    @classmethod
+    def read(cls, path: Path, overrides: Mapping[str, str] | None = None) -> tuple[TrainingConfig, list[str]]:
+        """The settings in the JSON file at `path`, and a line for each key without effect.
+
+        `overrides` are values from the command line, as text. Raises `LlavaError` naming the file and the key.
+        """
+        raw = read_json(path)
+        for key, text in (overrides or {}).items():
+            raw[key] = _value_of(text)
+        notes = [f"{key} has no effect here: {WITHOUT_EFFECT[key]}" for key in raw if key in WITHOUT_EFFECT]
+        return cls.from_dict({k: v for k, v in raw.items() if k not in WITHOUT_EFFECT}, where=str(path)), notes
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], *, where: str = "config") -> TrainingConfig:
+        """Settings from a dictionary. Raises `LlavaError` for unknown keys, wrong types and values out of bounds."""
+        values = _checked(cls, raw, where)
+        values["dataset"] = {
+            split: [_data_file(entry, f"{where}: dataset.{split}[{i}]") for i, entry in enumerate(entries)]
+            for split, entries in _splits(values["dataset"], where).items()
+        }
+        config = cls(**values)
+        config._check(where)
+        return config
+
+    def _check(self, where: str) -> None:
+        choices = {
+            "lr_scheduler_type": ("cosine", "linear", "constant"),
+            "on_bad_sample": ("error", "skip"),
+            "evaluation_strategy": ("no", "steps", "epoch"),
+            "save_strategy": ("no", "steps", "epoch"),
+            "fp16_opt_level": ("O1", "O2"),
+            "sharding": ("", "stage1", "stage2", "stage3"),
+        }
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                raise LlavaError(f"{where}: {key} must be one of {', '.join(map(repr, allowed))}")
+        positive = ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size", "logging_steps")
+        for key in (*positive, "gradient_accumulation_steps", "save_steps", "eval_steps", "lora_rank", "learning_rate"):
+            if getattr(self, key) <= 0:
+                raise LlavaError(f"{where}: {key} must be greater than 0, found {getattr(self, key)}")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise LlavaError(f"{where}: warmup_ratio must be between 0 and 1, found {self.warmup_ratio}")
+        if not 0 <= self.lora_dropout < 1:
+            raise LlavaError(f"{where}: lora_dropout must be at least 0 and less than 1, found {self.lora_dropout}")
+        if self.fp16 and self.bf16:
+            raise LlavaError(f"{where}: fp16 and bf16 exclude each other")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise LlavaError(f"{where}: num_train_epochs or max_steps must be greater than 0")
+        if self.do_train and not self.dataset.get("train"):
+            raise LlavaError(f"{where}: dataset.train names no data file")
+
+
+def _value_of(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _checked(cls: type, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    known = {f.name: f for f in fields(cls)}
+    for key in raw:
+        if key not in known:
+            raise LlavaError(f"{where}: unknown key {key!r}{did_you_mean(key, [*known, *WITHOUT_EFFECT])}")
+    missing = [
+        name for name, f in known.items() if name not in raw and f.default is MISSING and f.default_factory is MISSING
+    ]
+    if missing:
+        raise LlavaError(f"{where}: {missing[0]} is missing")
+    hints = get_type_hints(cls)
+    return {key: _typed(value, hints[key], f"{where}: {key}") for key, value in raw.items()}
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the field's type; a string is a list of one, an integer a float, and nothing else is stretched."""
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+    if value is None and type(None) in get_args(hint):
+        return None
+    if hint == list[str] or list[str] in kinds:
+        if isinstance(value, str):
+            return value if str in kinds else [value]
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return value
+        raise LlavaError(f"{where} must be a list of strings, found {value!r}")
+    if str(hint).startswith("dict"):
+        return value
+    kind = kinds[0]
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise LlavaError(f"{where} must be of type {kind.__name__}, found {value!r}")
+    return value
+
+
+def _splits(dataset: Any, where: str) -> dict[str, list[Any]]:
+    if not isinstance(dataset, dict):
+        raise LlavaError(f'{where}: dataset must be an object such as {{"train": [{{"data_files": "train.json"}}]}}')
+    for split, entries in dataset.items():
+        if split not in ("train", "eval"):
+            raise LlavaError(
+                f"{where}: dataset has train and eval, not {split!r}{did_you_mean(split, ['train', 'eval'])}"
+            )
+        if not isinstance(entries, list):
+            raise LlavaError(f"{where}: dataset.{split} must be a list of objects")
+    return dataset
+
+
+def _data_file(entry: Any, where: str) -> DataFile:
+    if not isinstance(entry, dict):
+        raise LlavaError(f"{where} must be an object with data_files, found {entry!r}")
+    return DataFile(**_checked(DataFile, entry, where))

@@ -1,0 +1,96 @@
+"""What is trained, at which rate, and how the rate goes."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+
+import paddle
+from paddle import nn
+
+from paddle_llava.checkpoints.names import stored_names
+from paddle_llava.config import LlavaConfig
+from paddle_llava.errors import LlavaError
+from paddle_llava.training.config import TrainingConfig
+
+PARTS = ("vision_tower", "projector", "image_newline", "language_model", "lm_head")
+
+
+def part_of(name: str) -> str:
+    """The part of the model, one of `PARTS`, that the parameter `name` belongs to."""
+    return name.partition(".")[0]
+
+
+def select_trainable(model: nn.Layer, llava: LlavaConfig, config: TrainingConfig) -> None:
+    """Mark which parameters learn, by `stop_gradient`.
+
+    The vision tower learns only with a `vision_tower_lr`. Patterns of `freeze_include` freeze, unless one of
+    `freeze_exclude` matches too; they are shell patterns over the Paddle layout's names, such as
+    `*llama.mm_projector*`. With `lora`, the base is frozen and its adapters and the projector learn. Raises
+    `LlavaError` when a pattern matches nothing, or when nothing is left to learn.
+    """
+    paddle_names = stored_names(llava, "paddle")
+    for key in ("freeze_include", "freeze_exclude"):
+        for pattern in getattr(config, key):
+            if not any(fnmatchcase(name, pattern) for name in paddle_names.values()):
+                raise LlavaError(f"{key}: {pattern!r} matches no parameter; the names are like llama.layers.0.mlp.…")
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        known = paddle_names[name.replace(".base.", ".")]
+        frozen = part_of(name) == "vision_tower" and config.vision_tower_lr is None
+        frozen |= config.lora and part_of(name) != "projector"
+        frozen |= _matches(known, config.freeze_include) and not _matches(known, config.freeze_exclude)
+        parameter.stop_gradient = bool(frozen)
+    if not trainable(model):
+        raise LlavaError("freeze_include leaves no parameter to learn; add a pattern to freeze_exclude")
+
+
+def trainable(model: nn.Layer) -> dict[str, paddle.Tensor]:
+    """The parameters that learn, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if not parameter.stop_gradient}
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, kind: str) -> float:
+    """The share of the peak rate at optimizer step `step` (from 0) of `total`: linear warm-up, then `kind`."""
+    if step < warmup:
+        return step / warmup
+    if kind == "constant":
+        return 1.0
+    done = (step - warmup) / max(total - warmup, 1)
+    return max(0.0, 1.0 - done) if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def build_optimizer(model: nn.Layer, config: TrainingConfig, total_steps: int) -> paddle.optimizer.AdamW:
+    """AdamW over the parameters that learn, with its schedule and clipping of the global norm.
+
+    The projector learns at `mm_projector_lr` and the vision tower at `vision_tower_lr` where given. Biases and norms
+    do not decay. 16-bit parameters keep float32 masters.
+    """
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
+    schedule = paddle.optimizer.lr.LambdaDecay(
+        config.learning_rate, lambda step: learning_rate_factor(step, total_steps, warmup, config.lr_scheduler_type)
+    )
+    rates = {"vision_tower": config.vision_tower_lr, "projector": config.mm_projector_lr}
+    groups: dict[tuple[float, float], list[paddle.Tensor]] = {}
+    for name, parameter in trainable(model).items():
+        rate = rates.get(part_of(name))
+        decay = 0.0 if "norm" in name or name.endswith("bias") else config.weight_decay
+        share = 1.0 if rate is None else rate / config.learning_rate
+        groups.setdefault((share, decay), []).append(parameter)
+    return paddle.optimizer.AdamW(
+        learning_rate=schedule,
+        beta1=config.adam_beta1,
+        beta2=config.adam_beta2,
+        epsilon=config.adam_epsilon,
+        parameters=[
+            {"params": parameters, "learning_rate": share, "weight_decay": decay}
+            for (share, decay), parameters in groups.items()
+        ],
+        grad_clip=nn.ClipGradByGlobalNorm(config.max_grad_norm) if config.max_grad_norm > 0 else None,
+        multi_precision=True,
+    )
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
