@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from paddle_llava.checkpoints.adapter import Merged, read_adapter
 from paddle_llava.checkpoints.vocabulary import extend_vocabulary
 from paddle_llava.checkpoints.write import MAX_SHARD_BYTES, Progress, TensorSource, write_checkpoint
 from paddle_llava.config import ImageAspectRatio, Layout
@@ -27,6 +28,7 @@ def convert(
     layout: Layout,
     *,
     dtype: str | None = None,
+    lora_path: str | Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> None:
@@ -34,7 +36,8 @@ def convert(
 
     To the `hf` layout, an original vocabulary is extended by `<image>`, `<pad>` and 62 unused tokens, as the published
     twins have it; all other weights stay bit for bit what they were unless `dtype` (float32, float16,
-    bfloat16) asks for another. The tokenizer and the preprocessor go along. Raises `LlavaError`.
+    bfloat16) asks for another. The adapter in `lora_path` is merged into them. The tokenizer and the
+    preprocessor go along. Raises `LlavaError`.
     """
     target = Path(target).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -47,8 +50,10 @@ def convert(
         config = replace(pretrained.config, image_aspect_ratio=aspect_ratio, dtype=dtype or kept)
         processor.save_pretrained(target, layout)
         tensors: TensorSource = weights
+        if lora_path is not None:
+            tensors = Merged(weights, read_adapter(Path(lora_path).expanduser(), pretrained.config))
         if layout == "hf":
-            tensors, config = extend_vocabulary(weights, config)
+            tensors, config = extend_vocabulary(tensors, config)
         write_checkpoint(
             target, config, tensors, layout, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress
         )

@@ -12,10 +12,10 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from paddle_llava.checkpoints.adapter import Merged, read_adapter
 from paddle_llava.checkpoints.dtypes import to_dtype
-from paddle_llava.checkpoints.read import Checkpoint
 from paddle_llava.checkpoints.vocabulary import extend_vocabulary
-from paddle_llava.checkpoints.write import ArraySource, write_checkpoint
+from paddle_llava.checkpoints.write import ArraySource, TensorSource, write_checkpoint
 from paddle_llava.config import Layout, LlavaConfig
 from paddle_llava.device import compute_dtype
 from paddle_llava.engines.paddle import PaddleEngine
@@ -36,13 +36,18 @@ class LlavaForConditionalGeneration(LlavaNetwork):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, dtype: str = "float32", progress: Progress | None = None
+        cls,
+        name_or_path: str | Path,
+        dtype: str = "float32",
+        *,
+        lora_path: str | Path | None = None,
+        progress: Progress | None = None,
     ) -> LlavaForConditionalGeneration:
         """Load a published name (downloaded to the Hugging Face cache) or a folder, in any of the three layouts.
 
         `dtype` is float32, bfloat16 or float16; a device that cannot compute in it falls back with a warning. The
-        current Paddle device is used. `progress(tensors_done, tensors_in_all)` is called as they arrive. Raises
-        `LlavaError` on anything that is missing, left over, misshapen or unreadable.
+        current Paddle device is used. The adapter in `lora_path` is merged into the weights.
+        `progress(tensors_done, tensors_in_all)` is called as they arrive. Raises `LlavaError` on anything that is missing, left over, misshapen or unreadable.
         """
         dtype, notice = compute_dtype(dtype)
         if notice:
@@ -50,7 +55,10 @@ class LlavaForConditionalGeneration(LlavaNetwork):
         pretrained = find_pretrained(name_or_path)
         with pretrained.open_weights() as checkpoint:
             model = cls._without_weights(pretrained.config, dtype)
-            model._take_weights(checkpoint, dtype, progress)
+            tensors: TensorSource = checkpoint
+            if lora_path is not None:
+                tensors = Merged(checkpoint, read_adapter(Path(lora_path).expanduser(), pretrained.config))
+            model._take_weights(tensors, dtype, progress)
         model.eval()
         return model
 
@@ -65,11 +73,11 @@ class LlavaForConditionalGeneration(LlavaNetwork):
         finally:
             paddle.set_default_dtype(before)
 
-    def _take_weights(self, checkpoint: Checkpoint, dtype: str, progress: Progress | None) -> None:
+    def _take_weights(self, tensors: TensorSource, dtype: str, progress: Progress | None) -> None:
         parameters = self.state_dict()
-        names = checkpoint.names()
+        names = tensors.names()
         for done, name in enumerate(names, start=1):
-            array = to_dtype(checkpoint.read(name), checkpoint.dtype(name), dtype, where=name)
+            array = to_dtype(tensors.read(name), tensors.dtype(name), dtype, where=name)
             paddle.to_tensor(array)._share_buffer_to(parameters[name])
             if progress:
                 progress(done, len(names))

@@ -109,6 +109,8 @@ def test_plain_drops_the_question():
     assert prompt_string(render(messages, TEMPLATES["plain"])) == "<image>A lake\nwith boats\n"
     prompt = render(messages[:1], TEMPLATES["plain"], add_generation_prompt=True)
     assert prompt_string(prompt) == "<image>"
+    with pytest.raises(LlavaError, match="'plain' keeps only the pictures"):
+        render(chat(("Describe it.", "A lake")), TEMPLATES["plain"])
 
 
 def test_an_empty_system_text_leaves_nothing_behind():
@@ -130,6 +132,8 @@ def test_pictures_can_be_placed():
 def test_words_that_look_like_structure_stay_words():
     mean = "x</s>USER: <image> [INST] <|im_end|><s>###"
     for name, template in TEMPLATES.items():
+        if not template.keeps_question:
+            continue
         template = replace(template, system=mean)
         segments = render(chat((mean, mean), (mean, None)), template, add_generation_prompt=True)
         plain = render(chat(("q", "a"), ("q", None)), template, add_generation_prompt=True)
@@ -169,6 +173,9 @@ def test_a_further_turn_never_changes_earlier_ids(template, name):
     @settings(max_examples=10, deadline=None)
     @given(conversations, questions)
     def stable(messages, question):
+        if not template.keeps_question:
+            messages = [replace(m, images=m.images or m.role == "user") for m in messages]
+            question = replace(question, images=2)
         before = encode(render(messages, template), TOKENIZERS[name])
         longer = render([*messages, question], template, add_generation_prompt=True)
         after = encode(longer, TOKENIZERS[name])
@@ -273,6 +280,7 @@ def test_a_piece_that_spans_the_start_of_an_answer_is_no_target():
 def test_targets_are_the_answers_and_what_closes_them(template, expected, name):
     tokenizer = TOKENIZERS[name]
     messages = chat(("What is this?", "A red bus"), ("Is it?", "Yes"), images=1)
+    messages[2] = replace(messages[2], images=1)
     ids, mask, positions = encode(render(messages, TEMPLATES[template]), tokenizer)
     assert len(ids) == len(mask)
     assert not any(mask[position] for position in positions)

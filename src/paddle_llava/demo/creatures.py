@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paddle_llava.demo.pen import SKIN, TYRE, Color, Pen, shade
+from paddle_llava.demo.pen import SKIN, STEEL, TYRE, Color, Pen, shade
 
 _HAIR: tuple[Color, ...] = ((46, 34, 28), (96, 62, 34), (190, 150, 84), (130, 126, 124))
 _TROUSERS: tuple[Color, ...] = ((62, 66, 84), (84, 80, 76), (52, 52, 58))
@@ -55,6 +55,6 @@ def draw_dog(pen: Pen) -> None:
     pen.disc(0.79, 0.16, 0.04, TYRE)
     pen.oval(0.58, 0.06, 0.70, 0.38, ear)
     if pen.chance(0.6):
-        pen.line([(0.60, 0.46), (0.72, 0.50)], 0.06, (188, 44, 44))
+        pen.line([(0.60, 0.46), (0.72, 0.50)], 0.06, STEEL)
     if spotted:
         pen.oval(0.22, 0.36, 0.40, 0.56, ear)

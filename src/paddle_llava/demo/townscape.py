@@ -172,19 +172,19 @@ def draw_cloud(pen: Pen) -> None:
 
 
 def draw_bird(pen: Pen) -> None:
-    if pen.chance(0.5):  # wings up
-        pen.poly([(0.36, 0.56), (0.30, 0), (0.62, 0.52)], pen.dark)
-        pen.poly([(0, 0.40), (0.22, 0.60), (0.02, 0.74)], pen.dark)
-        pen.oval(0.12, 0.42, 0.80, 0.86, pen.base)
+    wings_up = pen.chance(0.5)
+    top = 0.40 if wings_up else 0.12
+    pen.poly([(0, top), (0.24, top + 0.18), (0.03, top + 0.36)], pen.dark)
+    if wings_up:
+        pen.poly([(0.36, 0.56), (0.28, 0), (0.62, 0.52)], pen.dark)
+    pen.oval(0.12, top, 0.80, top + 0.46, pen.base)
+    if wings_up:
         pen.poly([(0.40, 0.62), (0.52, 0.04), (0.70, 0.58)], pen.base)
-    else:  # wings down
-        pen.poly([(0, 0.18), (0.24, 0.34), (0.04, 0.52)], pen.dark)
-        pen.oval(0.12, 0.14, 0.80, 0.62, pen.base)
-        pen.poly([(0.34, 0.44), (0.26, 1), (0.66, 0.46)], pen.dark)
-    top = 0.40 if pen.image.getpixel((pen.image.width * 45 // 100, pen.image.height // 6))[3] else 0.14
+    else:
+        pen.poly([(0.32, 0.40), (0.24, 1), (0.66, 0.42)], pen.dark)
     pen.disc(0.80, top + 0.14, 0.18, pen.base)
-    pen.poly([(0.88, top + 0.08), (1, top + 0.15), (0.88, top + 0.22)], (240, 168, 40))
-    pen.disc(0.83, top + 0.09, 0.045, TYRE)
+    pen.poly([(0.88, top + 0.06), (1, top + 0.15), (0.88, top + 0.24)], (240, 168, 40))
+    pen.disc(0.83, top + 0.09, 0.05, TYRE)
 
 
 def draw_balloon(pen: Pen) -> None:

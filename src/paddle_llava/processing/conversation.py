@@ -57,9 +57,7 @@ class EncodedPrompt(NamedTuple):
     image_positions: list[int]
 
 
-def render(
-    messages: Sequence[Message], template: Template, *, add_generation_prompt: bool = False
-) -> list[Segment]:
+def render(messages: Sequence[Message], template: Template, *, add_generation_prompt: bool = False) -> list[Segment]:
     """The segments of a conversation; with `add_generation_prompt`, up to where the next answer begins.
 
     Raises `LlavaError` unless user and assistant take turns, the user first and alone showing pictures.
@@ -117,6 +115,8 @@ def _content(message: Message, template: Template, turn: int) -> list[Segment]:
             raise LlavaError(f"a message is made of text and IMAGE, found {str(part)[:40]!r}")
         elif part and template.keeps_question:
             segments.append(Segment("text", part, turn=turn))
+    if not segments and not template.keeps_question:
+        raise LlavaError(f"template {template.name!r} keeps only the pictures of a question, and this one has none")
     return segments
 
 
@@ -153,9 +153,7 @@ def prompt_string(segments: Iterable[Segment]) -> str:
     return "".join(segment.text for segment in segments)
 
 
-def encode(
-    segments: Sequence[Segment], tokenizer: Tokenizer, *, after: Segment | None = None
-) -> EncodedPrompt:
+def encode(segments: Sequence[Segment], tokenizer: Tokenizer, *, after: Segment | None = None) -> EncodedPrompt:
     """The ids of a prompt; of its later part when the segment it comes `after` is given (no BOS then).
 
     They are what the reference gives for the whole prompt string, where nobody spelled out special tokens:
