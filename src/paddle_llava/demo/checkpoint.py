@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from paddle_llava.checkpoints.names import parameter_shapes
 from paddle_llava.checkpoints.write import ArraySource, write_checkpoint
@@ -22,8 +22,7 @@ lake with trees, a pavilion, boats on the water, a bridge, people walking, a red
 def build_tokenizer(vocab_size: int = 600) -> Tokenizer:
     """A LLaMA-style BPE tokenizer with byte fallback and `<image>`, trained on a paragraph."""
     learner = Tokenizer(models.BPE())
-    normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    learner.normalizer = normalizer
+    learner.pre_tokenizer = pre_tokenizers.Metaspace()  # no piece spans two words
     reserved = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(reserved), show_progress=False)
     learner.train_from_iterator([_TEXT], trainer)
@@ -32,7 +31,7 @@ def build_tokenizer(vocab_size: int = 600) -> Tokenizer:
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
 
     tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizer
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )

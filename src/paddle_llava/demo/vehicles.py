@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paddle_llava.demo.pen import COLOURS, GLASS, LAMP, SKIN, STEEL, TAIL, TYRE, Pen, shade
+from paddle_llava.demo.pen import COLOURS, GLASS, LAMP, STEEL, TAIL, TYRE, Pen, shade
 
 WHITE = COLOURS["white"]
 
@@ -178,14 +178,14 @@ def draw_bicycle(pen: Pen) -> None:
 
 
 def draw_boat(pen: Pen) -> None:
-    kind = pen.rng.randrange(2)
+    funnel = pen.chance(0.5)
     if pen.aspect < 1.3:  # under sail
         pen.line([(0.46, 0), (0.46, 0.82)], 0.025, (104, 76, 52))
         pen.poly([(0.50, 0.03), (0.50, 0.70), (0.96, 0.70)], (236, 232, 220))
         pen.poly([(0.42, 0.12), (0.42, 0.70), (0.10, 0.70)], (214, 210, 200))
         pen.poly([(0, 0.76), (1, 0.76), (0.84, 1), (0.14, 1)], pen.base)
         pen.poly([(0, 0.76), (1, 0.76), (0.96, 0.82), (0.04, 0.82)], pen.light)
-    elif kind:  # with a cabin and a funnel
+    elif funnel:  # with a cabin and a funnel
         pen.rect(0.46, 0, 0.56, 0.30, pen.dark)
         pen.rect(0.46, 0.06, 0.56, 0.13, WHITE)
         pen.round(0.26, 0.26, 0.74, 0.62, 0.05, (230, 226, 214))
@@ -193,10 +193,9 @@ def draw_boat(pen: Pen) -> None:
             pen.rect(x, 0.34, x + 0.09, 0.48, shade(GLASS, 0.8))
         pen.poly([(0, 0.56), (1, 0.50), (0.86, 1), (0.10, 1)], pen.base)
         pen.poly([(0, 0.56), (1, 0.50), (0.98, 0.60), (0.02, 0.66)], pen.light)
-    else:  # a rowing boat and who rows it
-        skin = SKIN[pen.rng.randrange(len(SKIN))]
-        pen.line([(0.52, 0.42), (0.90, 0.96)], 0.05, (150, 112, 72))
-        pen.round(0.40, 0.26, 0.56, 0.70, 0.08, (206, 200, 186))
-        pen.disc(0.48, 0.14, 0.14, skin)
-        pen.poly([(0, 0.52), (0.16, 0.60), (0.84, 0.60), (1, 0.52), (0.86, 1), (0.14, 1)], pen.base)
-        pen.poly([(0, 0.52), (0.16, 0.60), (0.84, 0.60), (1, 0.52), (0.97, 0.70), (0.03, 0.70)], pen.light)
+    else:  # a motor boat
+        pen.poly([(0.52, 0.40), (0.62, 0), (0.68, 0), (0.66, 0.40)], shade(GLASS, 0.9))
+        pen.rect(0.20, 0.22, 0.44, 0.50, (230, 226, 214))
+        pen.rect(0, 0.30, 0.09, 0.80, TYRE)
+        pen.poly([(0.04, 0.40), (0.80, 0.40), (1, 0.28), (0.82, 1), (0.10, 1)], pen.base)
+        pen.poly([(0.06, 0.60), (0.93, 0.60), (0.90, 0.72), (0.07, 0.72)], shade(pen.base, 1.5))

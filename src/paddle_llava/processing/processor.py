@@ -18,7 +18,7 @@ from paddle_llava.processing.images import ImageProcessor
 from paddle_llava.processing.loading import ImageSource, load_image
 from paddle_llava.processing.tokenizer import IMAGE_TOKEN, Tokenizer
 
-SETTINGS = ("preprocessor_config.json", "processor_config.json")
+PREPROCESSOR, PROCESSOR = SETTINGS = ("preprocessor_config.json", "processor_config.json")
 
 
 class LlavaProcessor:
@@ -41,7 +41,7 @@ class LlavaProcessor:
         path = next((folder / name for name in SETTINGS if (folder / name).is_file()), None)
         settings = read_json(path) if path else None
         if settings is not None and not (folder / "config.json").is_file():
-            config = _config_from_processor(settings, tokenizer, str(path))
+            config = _config_from_processor(folder / PROCESSOR, settings, tokenizer)
         else:
             config = find_pretrained(folder).config
         where = str(path or folder)
@@ -56,14 +56,25 @@ class LlavaProcessor:
         """Write the tokenizer and `preprocessor_config.json` to the folder `path`.
 
         In the `hf` layout `<image>` is a token: the vocabulary of an original checkpoint gets it, and `<pad>`, as
-        its first new tokens, where `LlavaForConditionalGeneration.save_pretrained` puts their embeddings.
+        its first new tokens, where `LlavaForConditionalGeneration.save_pretrained` puts their embeddings. And
+        `processor_config.json` is written too, without which `transformers` could not count a picture's tokens.
         """
         folder, tokenizer = Path(path), self.tokenizer
         if layout == "hf" and self.config.image_token_id == ORIGINAL_IMAGE_TOKEN_ID:
             size = self.config.text.vocab_size
             tokenizer = tokenizer.with_image_token(size, size + 1)
         tokenizer.save_pretrained(folder)
-        write_json(folder / "preprocessor_config.json", self.image_processor.to_dict())
+        images = self.image_processor.to_dict()
+        write_json(folder / PREPROCESSOR, images)
+        if layout == "hf":
+            joint = {
+                "image_token": IMAGE_TOKEN,
+                "num_additional_image_tokens": 1,  # the class token, which the strategy `default` takes off again
+                "patch_size": self.config.vision.patch_size,
+                "processor_class": images["processor_class"],
+                "vision_feature_select_strategy": "full" if self.config.keep_cls else "default",
+            }
+            write_json(folder / PROCESSOR, joint)
 
     def __call__(
         self, text: str | Sequence[str], images: ImageSource | Sequence[ImageSource] | None = None
@@ -121,11 +132,14 @@ class LlavaProcessor:
         return encode(parse_prompt(prompt, self.tokenizer), self.tokenizer).ids
 
 
-def _config_from_processor(settings: dict[str, Any], tokenizer: Tokenizer, where: str) -> LlavaConfig:
-    """What a `processor_config.json` alone tells of the model: enough to count image features."""
-    images = settings.get("image_processor")
+def _config_from_processor(path: Path, images: dict[str, Any], tokenizer: Tokenizer) -> LlavaConfig:
+    """What `processor_config.json` tells of the model: enough to count image features.
+
+    `images` is the preprocessing, which stands in that file or in one of its own.
+    """
+    settings, images = read_json(path), images.get("image_processor", images)
     if not isinstance(images, dict) or not isinstance(settings.get("patch_size"), int):
-        raise LlavaError(f"{where}: image_processor and patch_size are needed where there is no config.json")
+        raise LlavaError(f"{path}: image_processor and patch_size are needed where there is no config.json")
     crop = images.get("crop_size") or images.get("size") or {}
     side = crop if isinstance(crop, int) else crop.get("height", crop.get("shortest_edge"))
     raw = {
@@ -136,7 +150,7 @@ def _config_from_processor(settings: dict[str, Any], tokenizer: Tokenizer, where
         "vision_config": {"image_size": side, "patch_size": settings["patch_size"]},
         "vision_feature_select_strategy": settings.get("vision_feature_select_strategy", "default"),
     }
-    return LlavaConfig.from_dict(raw, where=where)
+    return LlavaConfig.from_dict(raw, where=str(path))
 
 
 def image_sources(images: ImageSource | Sequence[ImageSource] | None) -> list[ImageSource]:

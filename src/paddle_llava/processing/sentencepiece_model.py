@@ -57,14 +57,8 @@ def tokenizer_json_from_sentencepiece(data: bytes, *, legacy: bool, where: str) 
     vocab = {piece: index for index, (piece, _, _) in enumerate(pieces)}
     types = {piece_type for _, _, piece_type in pieces}
     unknown = next((piece for piece, _, piece_type in pieces if piece_type == UNKNOWN), None)
-    if (
-        len(vocab) != len(pieces)
-        or unknown is None
-        or not types <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE}
-    ):
-        raise LlavaError(
-            f"{where}: pieces that are twice there, unused or without an unknown one; fetch it again"
-        )
+    if len(vocab) != len(pieces) or unknown is None or not types <= {NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE}:
+        raise LlavaError(f"{where}: pieces that are twice there, unused or without an unknown one; fetch it again")
     special = {UNKNOWN: True, CONTROL: True, USER_DEFINED: False}
     return {
         "version": "1.0",

@@ -126,8 +126,7 @@ _ALL = (
     _chatml("chatml_direct", "Answer the questions."),
     _chatml(
         "mpt",
-        "A conversation between a user and an LLM-based AI assistant. "
-        "The assistant gives helpful and honest answers.",
+        "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.",
     ),
     Template(
         "plain",

@@ -50,9 +50,7 @@ class Tokenizer:
             content, index = token["content"], token["id"]
             free = self._backend.token_to_id(content)
             if free != index:
-                raise LlavaError(
-                    f"{where}: token {content!r} cannot have id {index}; the next free one is {free}"
-                )
+                raise LlavaError(f"{where}: token {content!r} cannot have id {index}; the next free one is {free}")
         self._config = config
         self._where = where
         special = {token["content"]: token["id"] for token in raw["added_tokens"] if token["special"]}

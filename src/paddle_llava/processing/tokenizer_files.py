@@ -87,12 +87,7 @@ def _readable(settings: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _begins_with_special(post_processor: Any) -> bool:
     single = post_processor.get("single") if isinstance(post_processor, dict) else None
-    return (
-        isinstance(single, list)
-        and bool(single)
-        and isinstance(single[0], dict)
-        and "SpecialToken" in single[0]
-    )
+    return isinstance(single, list) and bool(single) and isinstance(single[0], dict) and "SpecialToken" in single[0]
 
 
 def _checked(raw: dict[str, Any], where: str) -> dict[str, Any]:
@@ -175,9 +170,7 @@ def _listed_beside(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]
     path = folder / "added_tokens.json"
     if path.is_file():
         by_content = read_json(path)
-        tokens += [
-            {"content": content, "id": index, "special": True} for content, index in by_content.items()
-        ]
+        tokens += [{"content": content, "id": index, "special": True} for content, index in by_content.items()]
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise LlavaError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder must be an object")

@@ -1,0 +1,160 @@
+"""Peers of a comparison: each in a process of its own, so that neither's threads nor memory touch the other's.
+
+The parent imports none of them. It calls functions of the modules beside this one by name, and only one peer works
+at a time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from shutil import rmtree
+from statistics import median
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+GIB = 2**30
+# Thread pools spin for a while after their last work (up to 200 ms), on the cores that the next peer needs.
+QUIET_SECONDS = 0.4
+
+
+class Peer:
+    """A process in which functions of `module` are called; a context manager that ends it."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        # Spawned, not forked: the child's memory is then its own from the first byte.
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self.import_seconds: float = self._pool.submit(_import, module).result()
+        self.pid: int = self._pool.submit(os.getpid).result()
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Its result, or its exception; returns when its threads have come to rest."""
+        result = self._pool.submit(_call, self.module, function, arguments).result()
+        time.sleep(QUIET_SECONDS)
+        return result
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+class Memory(NamedTuple):
+    """Peaks of a process in bytes: all its resident pages, and those without the mapped files among them."""
+
+    resident: int
+    private: int
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[list[Memory]]:
+    """Gives a list that holds the process's peak memory when the block is left.
+
+    The kernel keeps the peak of resident pages; of private ones it tells the present number, looked at every 5 ms.
+    """
+    result: list[Memory] = []
+    private, over = 0, threading.Event()
+
+    def look() -> None:
+        nonlocal private
+        while not over.wait(0.005):
+            private = max(private, _status(pid)["RssAnon"])
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield result
+    finally:
+        over.set()
+        watcher.join()
+        result.append(Memory(_status(pid)["VmHWM"], private))
+
+
+def _status(pid: int) -> dict[str, int]:
+    rows = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
+
+
+def _import(module: str) -> float:
+    start = time.perf_counter()
+    importlib.import_module(module)
+    return time.perf_counter() - start
+
+
+def _call(module: str, function: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(importlib.import_module(module), function)(*arguments)
+
+
+def prepare(threads: int) -> None:
+    """What all peers start with: the same number of threads, no network, no progress bars."""
+    os.environ |= {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+
+
+@contextmanager
+def scratch_folder(parent: Path | None) -> Iterator[Path]:
+    """A new folder under `parent` (default: the system's temporary folder), removed at the end."""
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(mkdtemp(prefix="paddle-llava-", dir=parent))
+    try:
+        yield folder
+    finally:
+        rmtree(folder, ignore_errors=True)
+
+
+def machine(threads: int) -> str:
+    """The machine, the versions and how busy it was, in a few lines of Markdown."""
+    info = {key.strip(): value for key, _, value in (x.partition(": ") for x in _read("/proc/cpuinfo").splitlines())}
+    memory = int(_read("/proc/meminfo").split()[1]) / 2**20
+    units = [unit for unit in ("avx2", "avx512f", "amx_bf16") if unit in info.get("flags", "").split()]
+    packages = ("paddlepaddle", "torch", "transformers", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return (
+        f"- {date.today()}; {os.cpu_count()} cores, {info.get('model name', platform.machine())} "
+        f"({', '.join(units)}), {memory:.0f} GiB; {threads} threads for each\n"
+        f"- Python {platform.python_version()}, {versions}\n"
+        f"- load average at the start {os.getloadavg()[0]:.1f} (anything above 0.3 is other people's work)\n"
+    )
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError as error:
+        raise SystemExit(f"{path}: these benchmarks read Linux's /proc ({error.strerror})") from None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return f"| {first[0]:<{first[1]}} | " + " | ".join(f"{cell:>{width}}" for cell, width in others) + " |"
+
+    rule = "|".join(["", "-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:]), ""])
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """The median, and the least and greatest value."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"

@@ -1,0 +1,301 @@
+"""`llava chat`: a conversation at a terminal, through a pipe, or of questions given beforehand."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from PIL.Image import Image
+
+from paddle_llava.console import CONTROLS, complain, importing_paddle, note, progress_bar
+from paddle_llava.device import compute_dtype, select_device
+from paddle_llava.errors import LlavaError, did_you_mean
+from paddle_llava.generation.sampling import SamplingParams
+from paddle_llava.pretrained import find_pretrained
+from paddle_llava.processing.loading import load_image
+from paddle_llava.processing.template_choice import template_for
+
+if TYPE_CHECKING:
+    from paddle_llava.generation.session import ChatSession, TurnStats
+
+HISTORY_LINES = 1000
+COMMANDS = ("/image", "/reset", "/save", "/help", "/exit")
+HELP = """\
+/image PATH or URL  show a picture with the next question
+/reset              forget the conversation and its pictures
+/save FILE          write the conversation to FILE, which ends in .json or .md
+/help               this list
+/exit               leave, as Ctrl-D does
+//question          ask a question that begins with a slash
+Ctrl-C stops an answer; what was said of it stays in the conversation."""
+
+
+class Picture(NamedTuple):
+    """A picture and what the person called it."""
+
+    name: str
+    image: Image
+
+
+def open_picture(source: str) -> Picture:
+    """The picture at a path, URL or data URI. Raises `LlavaError`."""
+    name = source if len(source) <= 500 else f"{source[:40]}… ({len(source)} characters)"
+    return Picture(name, load_image(source, notice=note))
+
+
+def open_session(
+    model_path: str,
+    params: SamplingParams,
+    *,
+    conv_mode: str | None = None,
+    system: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> ChatSession:
+    """A session with the model of that name or folder; whatever can be wrong is found before weights are read."""
+    template, _ = template_for({}, conv_mode)
+    with importing_paddle():
+        select_device(device)
+        from paddle_llava.generation.session import ChatSession
+        from paddle_llava.llava import LlavaForConditionalGeneration
+        from paddle_llava.processing.processor import LlavaProcessor
+    compute_dtype(dtype)
+    pretrained = find_pretrained(model_path)
+    name = os.path.basename(os.path.abspath(model_path))
+    if conv_mode is None:
+        template, guess = template_for(pretrained.raw, folder_name=name)
+        if guess:
+            note(guess)
+    processor = LlavaProcessor.from_pretrained(pretrained.folder)
+    with progress_bar(f"loading {name}") as progress:
+        model = LlavaForConditionalGeneration.from_pretrained(pretrained.folder, dtype=dtype, progress=progress)
+    return ChatSession(model, processor, template=template, system=system, params=params, notice=note)
+
+
+class Chat:
+    """A conversation as a person leads it, line by line.
+
+    Answers go to stdout and everything else to stderr. Each answer ends with a newline; `with_roles` puts the
+    assistant's name before it, `as_json` makes it one line of JSON. `turns` are the costs of all answers so far.
+    """
+
+    def __init__(
+        self,
+        session: ChatSession,
+        pictures: Iterable[Picture] = (),
+        *,
+        model: str = "",
+        with_roles: bool = False,
+        as_json: bool = False,
+        debug: bool = False,
+    ) -> None:
+        self.session = session
+        self.model = model
+        self.asks, self.answers = (f"{role}: " if with_roles else "" for role in session.template.roles)
+        self.as_json = as_json
+        self.debug = debug
+        self.waiting = list(pictures)  # for the next question
+        self.shown: list[str] = []  # names of the conversation's pictures, in order
+        self.turns: list[TurnStats] = []
+
+    def at_terminal(self) -> int:
+        """Until /exit, Ctrl-D or Ctrl-C twice at the prompt; returns the exit code."""
+        leaving = False
+        with _line_editing():
+            while True:
+                try:
+                    line = input(self.asks).strip()
+                except EOFError:
+                    print()
+                    return 0
+                except KeyboardInterrupt:
+                    print()
+                    if leaving:
+                        return 0
+                    leaving = True
+                    continue
+                leaving = False
+                if line == "/exit":
+                    return 0
+                try:
+                    self.take(line)
+                except KeyboardInterrupt:
+                    note("stopped")
+
+    def through_pipe(self, lines: Iterable[str]) -> int:
+        """A question or a command a line; exit code 2 if any failed, after all the others were taken."""
+        failed = False
+        for line in map(str.strip, lines):
+            if line == "/exit":
+                break
+            failed |= not self.take(line)
+        return 2 if failed else 0
+
+    def take(self, line: str) -> bool:
+        """One line: a command or a question. A mistake in it is told and leaves the conversation as it was."""
+        try:
+            if _is_command(line):
+                self._obey(line)
+            elif line:
+                self.ask(line[1:] if line.startswith("//") else line)
+        except LlavaError as error:
+            complain(str(error))
+            return False
+        return True
+
+    def ask(self, question: str) -> None:
+        """Print the answer as it comes. Raises `LlavaError` when the question cannot be put."""
+        if not question.strip():
+            raise LlavaError("the question is empty")
+        session, before = self.session, self.session.messages
+        label = "" if self.as_json else self.answers
+        answer = ""
+        print(label, end="", flush=True)
+        try:
+            with closing(session.ask(question, image=[picture.image for picture in self.waiting])) as pieces:
+                for piece in pieces:
+                    answer += piece
+                    if not self.as_json:
+                        print(_harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+        except BaseException:
+            if label or (answer and not self.as_json):
+                print(flush=True)
+            raise
+        finally:
+            if session.messages is not before:  # also after an answer that was stopped
+                self.shown += [picture.name for picture in self.waiting]
+                self.waiting.clear()
+                self.turns += [session.stats] if session.stats else []
+        if self.as_json:
+            stats = asdict(session.stats) if session.stats else None
+            print(json.dumps({"question": question, "answer": answer, "stats": stats}, ensure_ascii=False), flush=True)
+        else:
+            print(flush=True)
+        if self.debug:
+            self._tell_debug()
+
+    def _obey(self, line: str) -> None:
+        command, _, argument = line.partition(" ")
+        argument = argument.strip()
+        if command == "/help":
+            print(HELP, file=sys.stderr)
+        elif command == "/reset":
+            self.session.reset()
+            self.waiting.clear()
+            self.shown.clear()
+            note("the conversation and its pictures are forgotten")
+        elif command == "/image":
+            self._show(argument)
+        elif command == "/save":
+            self._save(argument)
+        else:
+            hint = did_you_mean(command, COMMANDS)
+            raise LlavaError(f"no command {command!r}{hint}; /help lists them, and //... asks it as a question")
+
+    def _show(self, source: str) -> None:
+        if len(source) > 1 and source[0] == source[-1] and source[0] in "'\"":  # as terminals drop files
+            source = source[1:-1]
+        if not source:
+            raise LlavaError("/image: give the path or the URL of a picture")
+        self.waiting.append(picture := open_picture(source))
+        note(f"{picture.name} ({picture.image.width}x{picture.image.height}) goes with the next question")
+
+    def _save(self, name: str) -> None:
+        path = Path(os.path.expanduser(name))
+        if path.suffix not in (".json", ".md"):
+            raise LlavaError(f"/save: {name!r} must be the name of a file that ends in .json or .md")
+        if not self.session.messages:
+            raise LlavaError("/save: nothing has been said yet")
+        text = self._as_json() if path.suffix == ".json" else self._as_markdown()
+        try:
+            with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except FileExistsError:
+            raise LlavaError(f"/save: {name!r} already exists; choose another name") from None
+        except (OSError, ValueError) as error:
+            raise LlavaError(f"/save: {name!r} cannot be written ({error})") from None
+        note(f"saved to {name}")
+
+    def _messages(self) -> list[dict[str, object]]:
+        names = iter(self.shown)
+        messages: list[dict[str, object]] = []
+        for message in self.session.messages:
+            images = [next(names) for _ in range(message.images)]
+            messages.append({"role": message.role, "content": message.text} | ({"images": images} if images else {}))
+        return messages
+
+    def _as_json(self) -> str:
+        template = self.session.template
+        head = {"model": self.model, "template": template.name, "system": template.system}
+        return json.dumps(head | {"messages": self._messages()}, indent=2, ensure_ascii=False) + "\n"
+
+    def _as_markdown(self) -> str:
+        names = dict(zip(("user", "assistant"), self.session.template.roles, strict=True))
+        paragraphs = [f"# A conversation with {self.model}"]
+        for message in self._messages():
+            paragraphs += [f"![picture](<{name}>)" for name in message.get("images", ())]  # type: ignore[attr-defined]
+            paragraphs.append(f"**{names[str(message['role'])]}:** {message['content']}")
+        return "\n\n".join(paragraphs) + "\n"
+
+    def _tell_debug(self) -> None:
+        stats = self.session.stats
+        print(f"llava: debug: prompt {self.session.prompt!r}", file=sys.stderr)
+        if stats:
+            print(
+                f"llava: debug: {stats.context_tokens} tokens in context, {stats.new_tokens} of them new; "
+                f"first token after {stats.first_token_seconds:.3f} s; {stats.generated_tokens} generated "
+                f"in {stats.seconds:.3f} s ({decode_rate([stats]):.1f} tokens/s after the first)",
+                file=sys.stderr,
+            )
+
+
+def decode_rate(turns: Iterable[TurnStats]) -> float:
+    """Tokens a second after each answer's first."""
+    turns = list(turns)
+    tokens = sum(max(0, turn.generated_tokens - 1) for turn in turns)
+    seconds = sum(turn.seconds - turn.first_token_seconds for turn in turns)
+    return tokens / seconds if tokens and seconds > 0 else 0.0
+
+
+def is_interactive() -> bool:
+    """Whether a person sits at both ends."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _is_command(line: str) -> bool:
+    return line.startswith("/") and not line.startswith("//")
+
+
+def _harmless(text: str) -> str:
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+@contextmanager
+def _line_editing() -> Iterator[None]:
+    """Arrow keys, Tab for file names and a history that lasts, where `readline` exists (not on Windows)."""
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    history = Path(home) / "paddle-llava" / "history"
+    readline.set_history_length(HISTORY_LINES)
+    readline.set_completer_delims(" \t\n")
+    readline.parse_and_bind("tab: complete")
+    with suppress(OSError):
+        readline.read_history_file(history)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            history.parent.mkdir(parents=True, exist_ok=True)
+            history.touch(mode=0o600)
+            history.chmod(0o600)
+            readline.write_history_file(history)
