@@ -42,9 +42,7 @@ def main() -> None:
             ours.call("load", folder)
             theirs.call("load", folder)
             _conversation(ours, theirs, folder, options.tokens, QUESTIONS[:2])  # warms both up
-            rounds = [
-                _conversation(ours, theirs, folder, options.tokens, QUESTIONS) for _ in range(options.rounds)
-            ]
+            rounds = [_conversation(ours, theirs, folder, options.tokens, QUESTIONS) for _ in range(options.rounds)]
     print(_report(rounds, options))
     _verdict(rounds)
 
@@ -62,9 +60,7 @@ def _options() -> argparse.Namespace:
 Turn = dict[str, dict[str, Any]]  # way -> what its peer returned
 
 
-def _conversation(
-    ours: Peer, theirs: Peer, folder: Path, tokens: int, questions: tuple[str, ...]
-) -> list[Turn]:
+def _conversation(ours: Peer, theirs: Peer, folder: Path, tokens: int, questions: tuple[str, ...]) -> list[Turn]:
     """One conversation, turn by turn, each turn in all three ways one after another."""
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     ours.call("begin_chat", folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,7 @@ CASES = {
 }
 
 
+@cache
 def picture(height: int, width: int, phase: int = 0) -> Image.Image:
     """Slopes, rings and a checked pattern, which no two sizes or phases have alike."""
     y, x = np.mgrid[:height, :width].astype(np.float64)

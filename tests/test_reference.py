@@ -13,6 +13,13 @@ import numpy as np
 import paddle
 import pytest
 from PIL import Image
+
+from paddle_llava import ChatSession, LlavaForConditionalGeneration, LlavaProcessor, SamplingParams
+from paddle_llava.config import Layout
+from paddle_llava.convert import convert
+from paddle_llava.models.kv_cache import KVCache
+from paddle_llava.processing.images import CLIP_MEAN, CLIP_STD
+from recording import RecordingEngine
 from reference_cases import (
     ANSWER_TOKENS,
     CASES,
@@ -26,13 +33,6 @@ from reference_cases import (
     Case,
     logit_positions,
 )
-
-from paddle_llava import ChatSession, LlavaForConditionalGeneration, LlavaProcessor, SamplingParams
-from paddle_llava.config import Layout
-from paddle_llava.convert import convert
-from paddle_llava.engines.paddle import PaddleEngine
-from paddle_llava.models.kv_cache import KVCache
-from paddle_llava.processing.images import CLIP_MEAN, CLIP_STD
 
 
 @dataclass(frozen=True)
@@ -85,31 +85,13 @@ def test_the_pictures_matter(loaded: Loaded) -> None:
     assert len(np.unique(loaded.expected["china/answers"])) > ANSWER_TOKENS
 
 
-class RecordingEngine(PaddleEngine):
-    """Keeps the greedy token of each step, turn by turn."""
-
-    def __init__(self, network: LlavaForConditionalGeneration) -> None:
-        super().__init__(network)
-        self.turns: list[list[int]] = []
-
-    def prefill(self, inputs):
-        logits = super().prefill(inputs)
-        self.turns.append([int(logits.argmax())])
-        return logits
-
-    def decode(self, token_ids):
-        logits = super().decode(token_ids)
-        self.turns[-1].append(int(logits.argmax()))
-        return logits
-
-
 @pytest.mark.parametrize("title", CONVERSATIONS)
 def test_greedy_tokens_of_three_turns(loaded: Loaded, title: str) -> None:
     engine = RecordingEngine(loaded.model)
     session = ChatSession(engine, loaded.processor, params=SamplingParams(max_new_tokens=ANSWER_TOKENS))
     texts = ["".join(session.ask(text, photo and PHOTOS / photo)) for text, photo in CONVERSATIONS[title]]
     expected = [[int(token) for token in row if token >= 0] for row in loaded.expected[f"{title}/answers"]]
-    assert engine.turns == expected
+    assert engine.greedy == expected
     assert texts == [loaded.processor.tokenizer.decode(tokens) for tokens in expected]
 
 

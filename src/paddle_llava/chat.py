@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from PIL.Image import Image
 
@@ -137,13 +137,21 @@ class Chat:
             failed |= not self.take(line)
         return 2 if failed else 0
 
+    def answer(self, questions: Iterable[str]) -> int:
+        """Questions as they stand, none of them a command; exit code as of `through_pipe`."""
+        failed = [question for question in questions if not self._attempt(self.ask, question)]
+        return 2 if failed else 0
+
     def take(self, line: str) -> bool:
-        """One line: a command or a question. A mistake in it is told and leaves the conversation as it was."""
+        """One line: a command, a question or nothing. False when there is a mistake in it, which is told."""
+        if _is_command(line):
+            return self._attempt(self._obey, line)
+        return not line or self._attempt(self.ask, line[1:] if line.startswith("//") else line)
+
+    def _attempt(self, action: Callable[[str], None], text: str) -> bool:
+        """A mistake costs no more than a line on stderr: the conversation stays as it was."""
         try:
-            if _is_command(line):
-                self._obey(line)
-            elif line:
-                self.ask(line[1:] if line.startswith("//") else line)
+            action(text)
         except LlavaError as error:
             complain(str(error))
             return False
@@ -158,8 +166,9 @@ class Chat:
         answer = ""
         print(label, end="", flush=True)
         try:
-            with closing(session.ask(question, image=[picture.image for picture in self.waiting])) as pieces:
-                for piece in pieces:
+            stream = session.ask(question, image=[picture.image for picture in self.waiting])
+            with closing(cast("Generator[str, None, None]", stream)):
+                for piece in stream:
                     answer += piece
                     if not self.as_json:
                         print(_harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
@@ -222,25 +231,23 @@ class Chat:
             raise LlavaError(f"/save: {name!r} cannot be written ({error})") from None
         note(f"saved to {name}")
 
-    def _messages(self) -> list[dict[str, object]]:
+    def _messages(self) -> Iterator[dict[str, Any]]:
         names = iter(self.shown)
-        messages: list[dict[str, object]] = []
         for message in self.session.messages:
             images = [next(names) for _ in range(message.images)]
-            messages.append({"role": message.role, "content": message.text} | ({"images": images} if images else {}))
-        return messages
+            yield {"role": message.role, "content": message.text} | ({"images": images} if images else {})
 
     def _as_json(self) -> str:
         template = self.session.template
         head = {"model": self.model, "template": template.name, "system": template.system}
-        return json.dumps(head | {"messages": self._messages()}, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(head | {"messages": list(self._messages())}, indent=2, ensure_ascii=False) + "\n"
 
     def _as_markdown(self) -> str:
-        names = dict(zip(("user", "assistant"), self.session.template.roles, strict=True))
+        user, assistant = self.session.template.roles
         paragraphs = [f"# A conversation with {self.model}"]
         for message in self._messages():
-            paragraphs += [f"![picture](<{name}>)" for name in message.get("images", ())]  # type: ignore[attr-defined]
-            paragraphs.append(f"**{names[str(message['role'])]}:** {message['content']}")
+            paragraphs += [f"![picture](<{name}>)" for name in message.get("images", ())]
+            paragraphs.append(f"**{user if message['role'] == 'user' else assistant}:** {message['content']}")
         return "\n\n".join(paragraphs) + "\n"
 
     def _tell_debug(self) -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported here; each command imports what it runs.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -64,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes stdout
         return 1
+    except OSError as error:
+        complain(f"{error.filename or 'the system'}: {error.strerror or error}")
+        return 2
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -78,7 +82,9 @@ def _usage(error: Any) -> int:
         print(error.format_message())
         return 0
     message = error.message if hasattr(error, "option_name") else error.format_message()
-    if getattr(error, "possibilities", None):
+    if unknown := re.match("No such command '(.*?)'", message):
+        message = unknown[0] + did_you_mean(unknown[1], error.ctx.command.commands)
+    elif getattr(error, "possibilities", None):
         message += did_you_mean(error.option_name, error.possibilities)
     complain(message.rstrip(".") + (f"; see {error.ctx.command_path} --help" if error.ctx else ""))
     return 2
@@ -156,7 +162,7 @@ def chat_command(
     if interactive:
         note("/help lists the commands, /exit leaves")
         return chat.at_terminal()
-    return chat.through_pipe(prompt or sys.stdin)
+    return chat.answer(prompt) if prompt else chat.through_pipe(sys.stdin)
 
 
 def _one_dtype(dtype: str | None, fp16: bool, bf16: bool) -> str:

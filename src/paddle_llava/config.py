@@ -354,6 +354,8 @@ def _to_hf(config: LlavaConfig) -> dict[str, Any]:
 
 
 def _to_original(config: LlavaConfig, layout: Layout) -> dict[str, Any]:
+    if not config.projector_bias:
+        raise LlavaError(f"the {layout} layout has no projector without bias")
     vision = {f.name: getattr(config.vision, f.name) for f in fields(config.vision)}
     raw: dict[str, Any] = {
         "architectures": ["LlavaLlamaForCausalLM"],

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from reference_cases import ANSWER_TOKENS, PATCH, PHOTOS, PINPOINTS, SYSTEM, TILE, Case
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from paddle_llava.demo.checkpoint import build_tokenizer
+from reference_cases import ANSWER_TOKENS, PATCH, PHOTOS, PINPOINTS, SYSTEM, TILE, Case
 
 VISION: dict[str, Any] = {
     "hidden_size": 32,
@@ -136,6 +136,9 @@ def _draw_weights(model: Any, seed: int, silent: list[int]) -> None:
         head.weight[silent] = 0.0
 
 
+torch.set_num_threads(1)  # so small products only lose by being shared out
+
+
 class Reference:
     """A checkpoint as `transformers` runs it in float32."""
 
@@ -201,12 +204,12 @@ class Reference:
         for question, photo in turns:
             shown = "<image>\n" if photo else ""
             prompt = f"USER: {shown}{question} ASSISTANT:"
-            first, closed = not ids, ids[-1:] == [self.tokenizer.eos_token_id]
-            prompt = f"{system} {prompt}" if first else prompt if closed else f"</s>{prompt}"
+            first, ended = not ids, ids[-1:] == [self.tokenizer.eos_token_id]
+            prompt = f"{system} {prompt}" if first else f"</s>{prompt}"
             if photo:
                 pictures.append(Image.open(PHOTOS / photo))
             new = self.processor(text=prompt, images=pictures[-1:] if photo else None, add_special_tokens=first)
-            ids += new["input_ids"][0]
+            ids += new["input_ids"][0][1 if ended else 0 :]
             inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
             if pictures:
                 inputs |= dict(self.processor.image_processor(pictures, return_tensors="pt"))

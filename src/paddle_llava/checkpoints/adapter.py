@@ -31,8 +31,32 @@ from paddle_llava.json_file import read_json, write_json
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
-# Settings of PEFT that change what an adapter computes, and their only value that is supported.
-_PLAIN = {"use_dora": False, "use_rslora": False, "fan_in_fan_out": False, "bias": "none", "lora_bias": False}
+# Settings of PEFT that change what an adapter computes, and their only value that is supported. Others, such as
+# `alora_invocation_tokens`, are null or absent unless they change it.
+_PLAIN: dict[str, Any] = {
+    "use_dora": False,
+    "use_rslora": False,
+    "use_qalora": False,
+    "fan_in_fan_out": False,
+    "bias": "none",
+    "lora_bias": False,
+}
+_OTHER_COMPUTATIONS = (
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "use_bdlora",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+)
+# Ways of drawing A and B that leave the base as it is; the others (PiSSA, OLoRA, ...) change its weights too.
+_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+_STORED_NAME = re.compile(r"base_model\.model\.(.+?)(?:\.lora_(A|B)(?:\.default)?)?\.(weight|bias)")
 
 
 @dataclass

@@ -11,7 +11,8 @@ from PIL import Image, ImageChops, ImageDraw
 
 from paddle_llava.demo.pen import Color, jitter, shade
 
-PLACES = ("street", "park", "river")
+PLACE_SHARES = {"street": 0.56, "park": 0.20, "river": 0.24}
+PLACES = tuple(PLACE_SHARES)
 TIMES = ("day", "evening")
 
 _SKIES: dict[str, tuple[tuple[Color, Color], ...]] = {
@@ -45,7 +46,7 @@ class Ground:
 
 
 def choose_ground(rng: Random) -> Ground:
-    place = PLACES[min(2, int(rng.random() * 5 / 3) if rng.random() < 0.7 else 0)]
+    place = rng.choices(PLACES, tuple(PLACE_SHARES.values()))[0]
     time = TIMES[rng.random() < 0.35]
     horizon = 0.40 + 0.14 * rng.random()
     middle = horizon + 0.06 + 0.05 * rng.random()
@@ -57,20 +58,16 @@ def paint_backdrop(ground: Ground, size: tuple[int, int], rng: Random) -> Image.
     width, height = size
     horizon, middle, near = (round(edge * height) for edge in (ground.horizon, ground.middle, ground.near))
     sky_top, sky_low = (jitter(color, rng, 10) for color in rng.choice(_SKIES[ground.time]))
-    pixels = np.empty((height, width, 3), np.uint8)
-    steps = np.arange(horizon, dtype=np.int64)[:, None]
-    ramp = np.array(sky_top) + (np.array(sky_low) - np.array(sky_top)) * steps // max(1, horizon)
-    pixels[:horizon] = ramp.astype(np.uint8)[:, None]
     grass, paving = jitter(rng.choice(_GRASS), rng, 8), jitter(rng.choice(_PAVING), rng, 8)
     green_far, green_near = rng.random() < 0.4, rng.random() < 0.4
     asphalt, water = jitter(rng.choice(_ASPHALT), rng, 6), jitter(rng.choice(_WATER), rng, 8)
     if ground.place == "park":
         green_far = green_near = True
-    pixels[horizon:middle] = shade(grass if green_far else paving, 0.94)
-    pixels[middle:near] = {"street": asphalt, "park": grass, "river": water}[ground.place]
-    pixels[near:] = grass if green_near else paving
-    image = Image.fromarray(pixels)
+    image = Image.new("RGB", size, grass if green_near else paving)
+    image.paste(_gradient(sky_top, sky_low, width, max(1, horizon)), (0, 0))
     draw = ImageDraw.Draw(image)
+    draw.rectangle((0, horizon, width, middle), shade(grass if green_far else paving, 0.94))
+    draw.rectangle((0, middle, width, near), {"street": asphalt, "park": grass, "river": water}[ground.place])
     hills = _mix(sky_low, (96, 128, 120) if ground.time == "day" else (96, 76, 110), rng.random() * 0.3 + 0.2)
     _hills(draw, width, height, horizon, hills, rng)
     if ground.place == "street":
@@ -86,13 +83,19 @@ def paint_backdrop(ground: Ground, size: tuple[int, int], rng: Random) -> Image.
     return image
 
 
+def _gradient(top: Color, low: Color, width: int, height: int) -> Image.Image:
+    steps = np.arange(height)[:, None]
+    column = np.array(top) + (np.array(low) - np.array(top)) * steps // height
+    return Image.fromarray(column.astype(np.uint8)[:, None]).resize((width, height), Image.Resampling.NEAREST)
+
+
 def finish(image: Image.Image, ground: Ground, rng: Random) -> Image.Image:
     """Light (brightness, warmth) and the camera's grain."""
     level = 0.92 + 0.16 * rng.random() if ground.time == "day" else 0.84 + 0.14 * rng.random()
     warmth = (rng.random() - 0.5) * 0.06 + (0.0 if ground.time == "day" else 0.04)
     tables: list[int] = []
     for gain in (level + warmth, level, level - warmth):
-        tables += [min(255, int(value * gain)) for value in range(256)]
+        tables += np.minimum(np.arange(256) * gain, 255).astype(int).tolist()
     strength = rng.randrange(4)
     return ImageChops.add(image.point(tables), _grain(strength, image.size, rng), 1, -128)
 

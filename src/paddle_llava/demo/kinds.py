@@ -55,25 +55,25 @@ _PAINTED = {name: 1.0 for name in COLOURS if name not in ("pink", "purple")}
 
 KINDS: dict[str, Kind] = {
     "bus": Kind(
-        vehicles.draw_bus, ((0.86, 0.96), (1.2, 1.4), (2.0, 2.5)), (0.20, 0.36), ("middle",), _STREET, 1.5, _ANY
+        vehicles.draw_bus, ((0.86, 0.96), (1.2, 1.4), (2.0, 2.5)), (0.24, 0.40), ("middle",), _STREET, 1.5, _ANY
     ),
-    "car": Kind(vehicles.draw_car, ((1.15, 1.3), (2.1, 2.5)), (0.12, 0.18), ("middle",), _STREET, 1.5, _ANY),
-    "truck": Kind(vehicles.draw_truck, ((1.9, 2.3),), (0.17, 0.27), ("middle",), _STREET, 1.3, _ANY),
+    "car": Kind(vehicles.draw_car, ((1.15, 1.3), (2.1, 2.5)), (0.14, 0.22), ("middle",), _STREET, 1.5, _ANY),
+    "truck": Kind(vehicles.draw_truck, ((1.9, 2.3),), (0.20, 0.31), ("middle",), _STREET, 1.3, _ANY),
     "bicycle": Kind(
-        vehicles.draw_bicycle, ((1.5, 1.65),), (0.14, 0.24), ("far", "near", "near"), _EVERYWHERE, 1.0, _ANY
+        vehicles.draw_bicycle, ((1.5, 1.65),), (0.16, 0.27), ("far", "near", "near"), _EVERYWHERE, 1.0, _ANY
     ),
-    "boat": Kind(vehicles.draw_boat, ((0.9, 1.1), (2.0, 2.5)), (0.13, 0.26), ("middle",), ("river",), 3.0, _ANY),
+    "boat": Kind(vehicles.draw_boat, ((0.9, 1.1), (2.0, 2.5)), (0.17, 0.30), ("middle",), ("river",), 3.0, _ANY),
     "tree": Kind(
-        townscape.draw_tree, ((0.36, 0.44), (0.7, 0.9)), (0.26, 0.44), ("far", "near"), _EVERYWHERE, 1.2, _CROWNS
+        townscape.draw_tree, ((0.36, 0.44), (0.7, 0.9)), (0.34, 0.56), ("far", "near"), _EVERYWHERE, 1.2, _CROWNS
     ),
-    "house": Kind(townscape.draw_house, ((0.52, 0.66), (1.0, 1.25)), (0.26, 0.44), ("far",), _EVERYWHERE, 1.2, _ANY),
+    "house": Kind(townscape.draw_house, ((0.52, 0.66), (1.0, 1.25)), (0.36, 0.60), ("far",), _EVERYWHERE, 1.2, _ANY),
     "person": Kind(
-        creatures.draw_person, ((0.36, 0.42),), (0.20, 0.34), ("far", "near", "near"), _EVERYWHERE, 1.3, _ANY
+        creatures.draw_person, ((0.36, 0.42),), (0.24, 0.38), ("far", "near", "near"), _EVERYWHERE, 1.3, _ANY
     ),
     "traffic light": Kind(
         townscape.draw_traffic_light,
         ((0.24, 0.30),),
-        (0.26, 0.40),
+        (0.30, 0.46),
         ("far", "near"),
         _STREET,
         1.0,
@@ -82,16 +82,16 @@ KINDS: dict[str, Kind] = {
     "street lamp": Kind(
         townscape.draw_street_lamp,
         ((0.15, 0.17), (0.24, 0.30)),
-        (0.32, 0.48),
+        (0.36, 0.56),
         ("far", "near"),
         _EVERYWHERE,
         0.9,
         {"black": 1.5, "green": 1.0, "blue": 1.0, "white": 1.0},
     ),
     "bench": Kind(
-        townscape.draw_bench, ((1.7, 2.1),), (0.10, 0.17), ("far", "near", "near"), _EVERYWHERE, 0.9, _PAINTED
+        townscape.draw_bench, ((1.7, 2.1),), (0.12, 0.19), ("far", "near", "near"), _EVERYWHERE, 0.9, _PAINTED
     ),
-    "dog": Kind(creatures.draw_dog, ((1.35, 1.5),), (0.11, 0.18), ("near",), _EVERYWHERE, 1.0, _COATS),
+    "dog": Kind(creatures.draw_dog, ((1.35, 1.5),), (0.13, 0.20), ("near",), _EVERYWHERE, 1.0, _COATS),
     "sun": Kind(
         townscape.draw_sun,
         ((1.0, 1.0),),
@@ -110,7 +110,7 @@ KINDS: dict[str, Kind] = {
         1.2,
         {"white": 2.0, "pink": 1.0, "black": 1.0},
     ),
-    "bird": Kind(townscape.draw_bird, ((1.4, 1.6),), (0.06, 0.11), ("sky",), _EVERYWHERE, 1.0, _ANY),
+    "bird": Kind(townscape.draw_bird, ((1.4, 1.6),), (0.07, 0.13), ("sky",), _EVERYWHERE, 1.0, _ANY),
     "balloon": Kind(townscape.draw_balloon, ((0.68, 0.76),), (0.14, 0.26), ("sky",), _EVERYWHERE, 1.0, _ANY),
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from random import Random
+
 import numpy as np
 from PIL import Image
 
@@ -19,7 +20,7 @@ from paddle_llava.demo.backdrop import Ground, choose_ground, finish, paint_back
 from paddle_llava.demo.composition import Placed, compose
 from paddle_llava.demo.kinds import KINDS, Split
 from paddle_llava.demo.pen import Pen
-from paddle_llava.processing.boxes import Box, from_padded_frame
+from paddle_llava.processing.boxes import Box
 
 CLEARLY_VISIBLE = 0.55
 _SUPERSAMPLING = 2
@@ -113,9 +114,9 @@ def paint(ground: Ground, things: list[Placed], size: tuple[int, int], split: Sp
         drawn.append((where, mask.histogram()[255]))
     image = finish(canvas.reduce(_SUPERSAMPLING), ground, rng)
     seen = _measure(labels, things, drawn)
-    kept = [number for number, it in enumerate(seen) if it]
-    new = {number: rank for rank, number in enumerate(kept)}
-    labels = labels.point([0, *(new.get(number, 0) + 1 for number in range(255))])
+    new = {number: rank for rank, number in enumerate(n for n, it in enumerate(seen) if it)}
+    if len(new) < len(things):
+        labels = labels.point([0, *(new.get(number, -1) + 1 for number in range(255))])
     hides = {
         (new[near], new[far]): pixels / drawn[far][1]
         for (near, far), pixels in covered.items()

@@ -162,8 +162,15 @@ class LlavaNetwork(nn.Layer):
         learnt. `lengths` are those of the samples packed into each row, padding last. Only positions with a target go
         through the output head, which with 576 image features a picture is the smaller part.
         """
-        features = [] if pixel_values is None else self.encode_images(pixel_values, image_sizes or [])
+        features: list[Tensor] = []
+        if pixel_values is not None:
+            if image_sizes is None:
+                raise ValueError("image_sizes are needed beside pixel_values")
+            features = self.encode_images(pixel_values, image_sizes)
         embeds = self.embed(input_ids, features)
+        if self.language_model.recompute:
+            # A recomputed layer hands its weights no gradient when its input wants none, as with frozen embeddings.
+            embeds.stop_gradient = False
         hidden_states = self.language_model(embeds, position_ids, lengths=lengths)
         targets = (labels != IGNORE_INDEX).flatten().nonzero().flatten()
         logits = self.logits(paddle.gather(hidden_states.flatten(0, 1), targets)).astype("float32")

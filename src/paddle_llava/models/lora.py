@@ -21,6 +21,7 @@ class LoRALinear(nn.Layer):
         super().__init__()
         inputs, outputs = base.weight.shape
         self.base = base
+        self.training = base.training  # a new layer is in training mode, whatever its model is in
         self.scale = alpha / rank
         self.dropout = dropout
         bound = 1 / math.sqrt(inputs)  # kaiming_uniform(a=sqrt(5)), as PEFT draws it
@@ -44,8 +45,10 @@ def add_lora(
 
     `names` are what the patterns, regular expressions for the whole name, are written against: our weight name -> the
     Paddle layout's (`llama.layers.0.self_attn.q_proj.weight`), with or without the final `.weight`. Raises `LlavaError`
-    for a pattern that is no expression or selects nothing.
+    for a pattern that is no expression or selects nothing, and without any pattern.
     """
+    if not patterns:
+        raise LlavaError("lora_target_modules: names no layer; leave it out to adapt every Linear of the decoder")
     adapted: list[str] = []
     for pattern in patterns:
         try:

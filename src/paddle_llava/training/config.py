@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.json_file import read_json
@@ -27,22 +27,11 @@ WITHOUT_EFFECT = {
 
 
 @dataclass(frozen=True)
-class DataFile:
-    """One entry of `dataset.train` or `dataset.eval`."""
-
-    data_files: str | list[str]
-    name: str = ""
-    chat_template: str | None = None
-    weight: float = 1.0
-    image_folder: str | None = None
-
-
-@dataclass(frozen=True)
 class TrainingConfig:
     """Everything that a run depends on; learning rates are those of AdamW's peak, lengths are in tokens."""
 
     model_name_or_path: str
-    dataset: dict[str, list[DataFile]]
+    dataset: dict[str, list[dict[str, Any]]]
     output_dir: str
 
     freeze_include: list[str] = field(default_factory=list)
@@ -60,7 +49,7 @@ class TrainingConfig:
     max_length: int = 2048
     mixtoken: bool = False
     group_by_modality_length: bool = False
-    on_bad_sample: str = "error"
+    on_bad_sample: Literal["error", "skip"] = "error"
     dataloader_num_workers: int = 2
 
     per_device_train_batch_size: int = 1
@@ -76,16 +65,16 @@ class TrainingConfig:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = 0.0
     warmup_steps: int = 0
 
     do_train: bool = True
     do_eval: bool = False
-    evaluation_strategy: str = "no"
+    evaluation_strategy: Literal["no", "steps", "epoch"] = "no"
     eval_steps: int = 500
     load_best_model_at_end: bool = False
-    save_strategy: str = "steps"
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
     save_steps: int = 500
     save_total_limit: int | None = None
     overwrite_output_dir: bool = False
@@ -97,9 +86,9 @@ class TrainingConfig:
 
     fp16: bool = False
     bf16: bool = False
-    fp16_opt_level: str = "O1"
+    fp16_opt_level: Literal["O1", "O2"] = "O1"
     recompute: bool = False
-    sharding: str = ""
+    sharding: Literal["", "stage1", "stage2", "stage3"] = ""
     sharding_parallel_degree: int = -1
     tensor_parallel_degree: int = 1
     device: str | None = None
@@ -121,26 +110,12 @@ class TrainingConfig:
     def from_dict(cls, raw: Mapping[str, Any], *, where: str = "config") -> TrainingConfig:
         """Settings from a dictionary. Raises `LlavaError` for unknown keys, wrong types and values out of bounds."""
         values = _checked(cls, raw, where)
-        values["dataset"] = {
-            split: [_data_file(entry, f"{where}: dataset.{split}[{i}]") for i, entry in enumerate(entries)]
-            for split, entries in _splits(values["dataset"], where).items()
-        }
+        _check_splits(values["dataset"], where)
         config = cls(**values)
         config._check(where)
         return config
 
     def _check(self, where: str) -> None:
-        choices = {
-            "lr_scheduler_type": ("cosine", "linear", "constant"),
-            "on_bad_sample": ("error", "skip"),
-            "evaluation_strategy": ("no", "steps", "epoch"),
-            "save_strategy": ("no", "steps", "epoch"),
-            "fp16_opt_level": ("O1", "O2"),
-            "sharding": ("", "stage1", "stage2", "stage3"),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                raise LlavaError(f"{where}: {key} must be one of {', '.join(map(repr, allowed))}")
         positive = ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size", "logging_steps")
         for key in (*positive, "gradient_accumulation_steps", "save_steps", "eval_steps", "lora_rank", "learning_rate"):
             if getattr(self, key) <= 0:
@@ -180,6 +155,11 @@ def _checked(cls: type, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` as the field's type; a string is a list of one, an integer a float, and nothing else is stretched."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            allowed = ", ".join(map(repr, get_args(hint)))
+            raise LlavaError(f"{where} must be one of {allowed}, found {value!r}")
+        return value
     kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
     if value is None and type(None) in get_args(hint):
         return None
@@ -199,7 +179,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def _splits(dataset: Any, where: str) -> dict[str, list[Any]]:
+def _check_splits(dataset: Any, where: str) -> None:
     if not isinstance(dataset, dict):
         raise LlavaError(f'{where}: dataset must be an object such as {{"train": [{{"data_files": "train.json"}}]}}')
     for split, entries in dataset.items():
@@ -209,10 +189,3 @@ def _splits(dataset: Any, where: str) -> dict[str, list[Any]]:
             )
         if not isinstance(entries, list):
             raise LlavaError(f"{where}: dataset.{split} must be a list of objects")
-    return dataset
-
-
-def _data_file(entry: Any, where: str) -> DataFile:
-    if not isinstance(entry, dict):
-        raise LlavaError(f"{where} must be an object with data_files, found {entry!r}")
-    return DataFile(**_checked(DataFile, entry, where))

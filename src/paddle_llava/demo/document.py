@@ -1,0 +1,39 @@
+"""The picture of the first dialogue: a red bus in a narrow street, with cars, trees and street lamps around it."""
+
+from __future__ import annotations
+
+from random import Random
+
+from paddle_llava.demo.backdrop import Ground
+from paddle_llava.demo.composition import Placed
+from paddle_llava.demo.scenes import Scene, paint
+from paddle_llava.processing.boxes import Box, from_padded_frame
+
+BUS_BOX: Box = (0.23, 0.33, 0.79, 0.78)
+_ASPECT = 4 / 3
+# kind, colour, box in the square-padded frame, seed of the variant, flipped
+_THINGS: tuple[tuple[str, str, Box, int, bool], ...] = (
+    ("cloud", "white", (0.42, 0.16, 0.58, 0.23), 1, False),
+    ("house", "yellow", (0.005, 0.15, 0.18, 0.50), 3, False),
+    ("house", "white", (0.82, 0.14, 0.995, 0.50), 5, False),
+    ("tree", "green", (0.195, 0.19, 0.375, 0.51), 3, False),
+    ("tree", "green", (0.64, 0.17, 0.82, 0.51), 8, False),
+    ("car", "blue", (0.815, 0.555, 0.985, 0.70), 4, True),
+    ("bus", "red", BUS_BOX, 9, False),
+    ("car", "white", (0.005, 0.70, 0.215, 0.80), 8, False),
+    ("street lamp", "black", (0.12, 0.40, 0.185, 0.83), 2, False),
+    ("street lamp", "black", (0.81, 0.38, 0.88, 0.845), 2, True),
+)
+
+
+def document_scene(size: tuple[int, int] = (448, 336)) -> Scene:
+    """The scene at `size` (width, height), of 4:3. The bus is found at 0.23, 0.33, 0.79, 0.78 of the padded frame."""
+    ground = Ground("street", "day", horizon=0.44, middle=0.50, near=0.90)
+    things = [Placed(kind, colour, _in_picture(box), seed, flipped) for kind, colour, box, seed, flipped in _THINGS]
+    return paint(ground, things, size, "train", Random(2))
+
+
+def _in_picture(box: Box) -> Box:
+    """Fractions of the padded square to fractions of the picture."""
+    x1, y1, x2, y2 = from_padded_frame(box, 4000, round(4000 / _ASPECT))
+    return x1 / 4000, y1 / 4000 * _ASPECT, x2 / 4000, y2 / 4000 * _ASPECT

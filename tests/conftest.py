@@ -1,0 +1,51 @@
+"""What tests share: a small checkpoint, and an environment in which nothing of the user's is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from paddle_llava.generation.session import ChatSession
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Caches and histories in a temporary folder, and no hub: port 9 refuses (tests that want one start their own)."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("HF_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+            patch.setenv(variable, str(home / variable.lower()))
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration's random LLaVA in the `-hf` layout; copy it to change it."""
+    from paddle_llava.demo.checkpoint import build
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "llava-demo"
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo() -> Path:
+    """A real photograph, 640x427."""
+    from paddle_llava.demo.demo import PHOTO
+
+    return PHOTO
+
+
+@pytest.fixture
+def demo_session(demo_checkpoint: Path) -> ChatSession:
+    """A fresh conversation with the random LLaVA, greedy, six tokens an answer."""
+    from paddle_llava.chat import open_session
+    from paddle_llava.generation.sampling import SamplingParams
+
+    return open_session(str(demo_checkpoint), SamplingParams(max_new_tokens=6))
