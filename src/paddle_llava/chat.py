@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL.Image import Image
 
@@ -57,6 +57,7 @@ def open_session(
     system: str | None = None,
     dtype: str = "float32",
     device: str | None = None,
+    lora_path: str | None = None,
 ) -> ChatSession:
     """A session with the model of that name or folder; whatever can be wrong is found before weights are read."""
     template, _ = template_for({}, conv_mode)
@@ -74,7 +75,9 @@ def open_session(
             note(guess)
     processor = LlavaProcessor.from_pretrained(pretrained.folder)
     with progress_bar(f"loading {name}") as progress:
-        model = LlavaForConditionalGeneration.from_pretrained(pretrained.folder, dtype=dtype, progress=progress)
+        model = LlavaForConditionalGeneration.from_pretrained(
+            pretrained.folder, dtype=dtype, lora_path=lora_path, progress=progress
+        )
     return ChatSession(model, processor, template=template, system=system, params=params, notice=note)
 
 
@@ -167,7 +170,7 @@ class Chat:
         print(label, end="", flush=True)
         try:
             stream = session.ask(question, image=[picture.image for picture in self.waiting])
-            with closing(cast("Generator[str, None, None]", stream)):
+            with closing(stream):
                 for piece in stream:
                     answer += piece
                     if not self.as_json:

@@ -11,12 +11,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 
 from paddle_llava import __version__
-from paddle_llava.console import complain, note, progress_bar, tolerant_streams, warnings_as_notes
+from paddle_llava.console import complain, importing_paddle, note, progress_bar, tolerant_streams, warnings_as_notes
 from paddle_llava.errors import LlavaError, did_you_mean
 
 # Newer typers carry a copy of click and older ones use click itself; the class is found by this way in both.
@@ -34,12 +34,20 @@ app = typer.Typer(
     },
 )
 
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Work with training data.")
+app.add_typer(data_app, name="data")
+
 ModelPath = Annotated[str | None, typer.Option(metavar="NAME|FOLDER", help="A published name, or a folder.")]
 ImageFiles = Annotated[
     list[str] | None, typer.Option("--image-file", metavar="PATH|URL", help="A picture; may be repeated.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show prompts, timings, and the traceback of an internal error.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+ConvMode = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", help="A conversation template; default: the checkpoint's.")
+]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A JSON file; see config/llava/.")]
+Stage = Literal["pretrain", "finetune"]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="cpu, gpu, gpu:1, npu, ...; default: the best.")]
 
 
@@ -112,10 +120,9 @@ def chat_command(
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Ask this and leave; may be repeated.")
     ] = None,
+    lora_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter, merged on loading.")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Replaces the template's system text.")] = None,
-    conv_mode: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="A conversation template; default: the checkpoint's.")
-    ] = None,
+    conv_mode: ConvMode = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.2,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that add up to this.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Draw from this many tokens; 0: from all.")] = 0,
@@ -156,7 +163,9 @@ def chat_command(
     )
     dtype = _one_dtype(dtype, fp16, bf16)
     pictures = [open_picture(source) for source in image_file or ()]
-    session = open_session(model_path, params, conv_mode=conv_mode, system=system, dtype=dtype, device=device)
+    session = open_session(
+        model_path, params, conv_mode=conv_mode, system=system, dtype=dtype, device=device, lora_path=lora_path
+    )
     interactive = is_interactive() and not prompt and not as_json
     chat = Chat(session, pictures, model=model_path, with_roles=interactive, as_json=as_json, debug=debug)
     if interactive:
@@ -196,6 +205,88 @@ def _one_of(flag: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise LlavaError(f"{flag}: {value[:40]!r} is not one of {', '.join(known)}{did_you_mean(value, known)}")
     return value
+
+
+@app.command()
+def merge(
+    model_name_or_path: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="The base model.")],
+    lora_path: Annotated[str, typer.Option(metavar="FOLDER", help="The adapter.")],
+    merge_model_path: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder for the whole model.")],
+    debug: Debug = False,
+) -> None:
+    """Merge a LoRA adapter into its base model."""
+    from paddle_llava.convert import convert
+
+    with progress_bar(f"merging {lora_path}") as progress:
+        convert(model_name_or_path, merge_model_path, "hf", lora_path=lora_path, progress=progress)
+    note(f"{merge_model_path} holds the merged model")
+
+
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=OVERRIDES)
+def pretrain(config: ConfigFile, context: typer.Context, debug: Debug = False) -> None:
+    """Train the projector on captions; any key of CONFIG can be set anew: --learning_rate 1e-3."""
+    _train(config, "pretrain", context.args)
+
+
+@app.command(context_settings=OVERRIDES)
+def finetune(config: ConfigFile, context: typer.Context, debug: Debug = False) -> None:
+    """Fine-tune on conversations, whole or with LoRA; any key of CONFIG can be set anew: --lora_rank 64."""
+    _train(config, "finetune", context.args)
+
+
+def _train(config: Path, stage: Stage, arguments: Sequence[str]) -> None:
+    from paddle_llava.training.config import overrides_from
+
+    overrides = overrides_from(arguments)
+    with importing_paddle():
+        from paddle_llava.training.start import start
+    with progress_bar("loading the model") as progress:
+        folder = start(config, stage, overrides, note, progress)
+    print(folder)
+
+
+@data_app.command("check")
+def data_check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Training files, JSON or JSONL, or patterns.")],
+    model_path: ModelPath = None,
+    conv_mode: ConvMode = None,
+    max_length: Annotated[int, typer.Option(help="The longest sequence, in tokens.")] = 2048,
+    image_folder: Annotated[Path | None, typer.Option(help="Where relative paths of pictures start.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes to check with.")] = 2,
+    show: Annotated[int, typer.Option(help="Print this many samples, their targets coloured.")] = 0,
+    fix: Annotated[Path | None, typer.Option(metavar="OUT", help="Write the good records to this file.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> int:
+    """Try out every record before a training; the exit code is 1 when any is bad."""
+    from paddle_llava.data.check import run_check
+    from paddle_llava.data.mixture import matching_files
+    from paddle_llava.pretrained import find_pretrained
+    from paddle_llava.processing.processor import LlavaProcessor
+    from paddle_llava.processing.template_choice import template_for
+
+    if model_path is None:
+        raise LlavaError("--model-path is missing: tokens and pictures are counted as that model takes them")
+    pretrained = find_pretrained(model_path)
+    template, guess = template_for(pretrained.raw, conv_mode, pretrained.folder.name)
+    if guess:
+        note(guess)
+    paths = [path for pattern in files for path in matching_files(pattern, "FILE")]
+    processor = LlavaProcessor.from_pretrained(pretrained.folder)
+    return run_check(
+        paths,
+        processor,
+        template,
+        max_length,
+        image_folder=image_folder,
+        workers=workers,
+        show=show,
+        fix=fix,
+        as_json=as_json,
+    )
 
 
 @app.command()

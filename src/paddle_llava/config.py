@@ -213,6 +213,9 @@ def _text_config(raw: dict[str, Any], where: str) -> TextConfig:
 
 
 def _from_hf(raw: dict[str, Any], where: str) -> LlavaConfig:
+    kind = raw.get("model_type", "llava")
+    if kind not in ("llava", "llava_next"):
+        raise LlavaError(f"{where}: model_type {kind!r} is not supported, only llava and llava_next")
     text_raw = dict(raw.get("text_config") or {})
     text_raw.setdefault("tie_word_embeddings", bool(raw.get("tie_word_embeddings", False)))
     if raw.get("tie_word_embeddings"):
@@ -220,7 +223,7 @@ def _from_hf(raw: dict[str, Any], where: str) -> LlavaConfig:
     vision_raw = raw.get("vision_config")
     vision = vision_config_from_dict(vision_raw, where) if vision_raw else CLIP_VIT_L_336
     pinpoints = None
-    if raw.get("model_type") == "llava_next":
+    if kind == "llava_next":
         pinpoints = _pinpoints(raw.get("image_grid_pinpoints") or ANYRES_PINPOINTS, where)
     if raw.get("projector_hidden_act", "gelu") != "gelu":
         raise LlavaError(f"{where}: projector_hidden_act {raw['projector_hidden_act']!r}; only 'gelu' is supported")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,15 +41,14 @@ def convert(
     preprocessor go along. Raises `LlavaError`.
     """
     target = Path(target).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise LlavaError(f"{target}: already exists and is not an empty folder; choose another place")
+    _check_target(target)
     pretrained = find_pretrained(source)
     processor = LlavaProcessor.from_pretrained(pretrained.folder)
     with pretrained.open_weights() as weights:
         aspect_ratio = ASPECT_RATIOS[processor.image_processor.mode]
         kept = weights.dtype("language_model.embed_tokens.weight")
         config = replace(pretrained.config, image_aspect_ratio=aspect_ratio, dtype=dtype or kept)
-        processor.save_pretrained(target, layout)
+        _save_processor(processor, target, layout)
         tensors: TensorSource = weights
         if lora_path is not None:
             tensors = Merged(weights, read_adapter(Path(lora_path).expanduser(), pretrained.config))
@@ -57,3 +57,23 @@ def convert(
         write_checkpoint(
             target, config, tensors, layout, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress
         )
+
+
+# What an interrupted conversion leaves, before `config.json`, which is written last.
+LEFTOVERS = re.compile(r"(model|model_state|tokenizer|special_tokens_map|preprocessor_config|generation_config)\b.*")
+
+
+def _check_target(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise LlavaError(f"{target}: already exists and is no folder; choose another place")
+    if any(not LEFTOVERS.fullmatch(path.name) for path in target.iterdir()):
+        raise LlavaError(f"{target}: already exists and is not an empty folder; choose another place")
+
+
+def _save_processor(processor: LlavaProcessor, target: Path, layout: Layout) -> None:
+    try:
+        processor.save_pretrained(target, layout)
+    except OSError as error:
+        raise LlavaError(f"{target}: cannot be written ({error.strerror or error})") from None

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal
 
 from paddle_llava import environment, hub
@@ -184,28 +183,18 @@ def _environment() -> Iterator[Finding]:
     if environment.paddle_came_first():
         fix = "import paddle_llava before paddle"
         yield Finding("environment", "order", "Paddle was imported first: settings came too late", "problem", fix)
-    at_start = _environment_at_start()
     for name, best in environment.recommended().items():
         value = os.environ.get(name)
         if value is None:
             fix = f"unset {environment.OPT_OUT}" if os.environ.get(environment.OPT_OUT) else f"export {name}={best}"
             yield Finding("environment", name, f"not set; {best} is fastest", "problem", fix)
-        elif name not in at_start:
+        elif environment.applied.get(name) == value:
             yield Finding("environment", name, f"{value}, set by paddle-llava")
         elif value == best:
             yield Finding("environment", name, f"{value}, set by you")
         else:
             fix = f"unset {name}"
             yield Finding("environment", name, f"{value}, set by you; {best} is fastest", "note", fix)
-
-
-def _environment_at_start() -> set[str]:
-    """Names of the variables with which this process began."""
-    try:
-        block = Path("/proc/self/environ").read_bytes()
-    except OSError:
-        return set()
-    return {os.fsdecode(entry.partition(b"=")[0]) for entry in block.split(b"\0")}
 
 
 def _number_formats() -> Iterator[Finding]:
@@ -237,7 +226,7 @@ def _speed() -> Iterator[Finding]:
     expected = cores * (50 if "avx512f" in flags else 25)
     value = f"{gflops:.0f} GFLOP/s in float32"
     if on_cpu and gflops < expected:
-        fix = "see 'environment' above, and whether other programs keep the processor busy"
+        fix = "see 'environment' below, and whether other programs keep the processor busy"
         yield Finding("speed", "matrix product", f"{value}: slow for {cores} cores", "note", fix)
     else:
         yield Finding("speed", "matrix product", value)
@@ -281,11 +270,11 @@ def _memory() -> Iterator[Finding]:
 
 def _hub() -> Iterator[Finding]:
     try:
-        cache, endpoint = hub._cache_folder(), hub._endpoint()
+        cache, endpoint = hub.cache_folder(), hub.hub_endpoint()
     except LlavaError as error:
         yield Finding("hub", "address", str(error), "problem", "unset HF_ENDPOINT")
         return
-    offline = hub._is_offline()
+    offline = hub.is_offline()
     yield Finding("hub", "address", f"{endpoint}{' (offline: only the cache is used)' if offline else ''}")
     there = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(there).free / 1e9

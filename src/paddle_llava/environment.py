@@ -12,6 +12,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
+applied: dict[str, str] = {}
+"""The variables that `prepare` has set, as opposed to the user."""
+
 OPT_OUT = "PADDLE_LLAVA_KEEP_ENVIRONMENT"
 
 
@@ -57,10 +60,9 @@ def recommended() -> dict[str, str]:
 
 def prepare() -> None:
     """Set what `recommended` names, unless set already or opted out. Without effect once Paddle has run."""
-    if os.environ.get(OPT_OUT):
-        return
-    for name, value in recommended().items():
-        os.environ.setdefault(name, value)
+    if not os.environ.get(OPT_OUT):
+        applied.update({name: value for name, value in recommended().items() if name not in os.environ})
+        os.environ.update(applied)
 
 
 def paddle_came_first() -> bool:

@@ -106,14 +106,14 @@ def _from_hub(name: str, revision: str | None, companions: tuple[str, ...], prog
     repo, revision = _repository(name), revision or "main"
     if not re.fullmatch(r"\w[\w./-]*", revision) or ".." in revision:
         raise LlavaError(f"{revision!r}: not a revision; give a branch, a tag or a commit of {repo}")
-    endpoint, home = _endpoint(), _cache_folder() / f"models--{repo.replace('/', '--')}"
+    endpoint, home = hub_endpoint(), cache_folder() / f"models--{repo.replace('/', '--')}"
     try:
         commit, files = _listing(repo, revision, endpoint, companions)
     except (HTTPError, OSError) as error:
         cached = _cached(repo, revision, home.parent) if _is_outage(error) else None
         if cached is None:
             raise _explanation(error, repo, revision, endpoint, home.parent) from error
-        if not _is_offline():
+        if not is_offline():
             _say(f"{repo}: no answer from {endpoint} ({_brief(error)}); using the copy in the cache")
         return cached
     snapshot = home / "snapshots" / commit
@@ -154,7 +154,7 @@ def _listing(repo: str, revision: str, endpoint: str, companions: tuple[str, ...
     from huggingface_hub import HfApi, constants, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    if _is_offline():
+    if is_offline():
         raise OfflineModeIsEnabled
     api = HfApi(endpoint=endpoint, token=False, headers=_headers())
     timeout = constants.HF_HUB_ETAG_TIMEOUT
@@ -213,14 +213,14 @@ def _cached(repo: str, revision: str, cache_folder: Path) -> Path | None:
     return folder if weight_files({path.name for path in folder.iterdir() if path.is_file()}) else None
 
 
-def _is_offline() -> bool:
+def is_offline() -> bool:
     from huggingface_hub import constants
 
     switches = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     return constants.HF_HUB_OFFLINE or any(value.upper() in ("1", "ON", "YES", "TRUE") for value in switches)
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     from huggingface_hub import constants
 
     folder = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
@@ -229,7 +229,7 @@ def _cache_folder() -> Path:
     return Path(os.path.expandvars(os.path.expanduser(folder or constants.HF_HUB_CACHE))).absolute()
 
 
-def _endpoint() -> str:
+def hub_endpoint() -> str:
     from huggingface_hub import constants
 
     endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")

@@ -47,7 +47,8 @@ class LlavaForConditionalGeneration(LlavaNetwork):
 
         `dtype` is float32, bfloat16 or float16; a device that cannot compute in it falls back with a warning. The
         current Paddle device is used. The adapter in `lora_path` is merged into the weights.
-        `progress(tensors_done, tensors_in_all)` is called as they arrive. Raises `LlavaError` on anything that is missing, left over, misshapen or unreadable.
+        `progress(tensors_done, tensors_in_all)` is called as they arrive. Raises `LlavaError` on anything that is
+        missing, left over, misshapen or unreadable.
         """
         dtype, notice = compute_dtype(dtype)
         if notice:

@@ -177,17 +177,17 @@ class Reference:
 
     @torch.no_grad()
     def generate(self, inputs: dict[str, Any], count: int, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The new tokens, greedily [batch, steps], and by how much each led the next best one."""
+        """The new tokens, greedily [batch, steps], and by how much each one's score led the next best."""
         output = self.model.generate(
             **inputs,
             max_new_tokens=count,
             do_sample=False,
             return_dict_in_generate=True,
-            output_logits=True,
+            output_scores=True,
             **settings,
         )
         tokens = output.sequences[:, inputs["input_ids"].shape[1] :].numpy()
-        best = torch.stack(output.logits, dim=1).topk(2).values
+        best = torch.stack(output.scores, dim=1).topk(2).values
         return tokens, (best[..., 0] - best[..., 1]).numpy()
 
     def converse(

@@ -8,14 +8,12 @@ from its files, never from the name of its folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from paddle_llava.checkpoints.dtypes import to_dtype
+from paddle_llava.checkpoints.dtypes import FLOATS, to_dtype
 from paddle_llava.checkpoints.names import (
     CHECKPOINT_NAMES,
     canonical_name,
@@ -31,32 +29,17 @@ from paddle_llava.json_file import read_json, write_json
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
-# Settings of PEFT that change what an adapter computes, and their only value that is supported. Others, such as
-# `alora_invocation_tokens`, are null or absent unless they change it.
-_PLAIN: dict[str, Any] = {
-    "use_dora": False,
-    "use_rslora": False,
-    "use_qalora": False,
-    "fan_in_fan_out": False,
-    "bias": "none",
-    "lora_bias": False,
-}
-_OTHER_COMPUTATIONS = (
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "use_bdlora",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-)
-# Ways of drawing A and B that leave the base as it is; the others (PiSSA, OLoRA, ...) change its weights too.
-_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
-_STORED_NAME = re.compile(r"base_model\.model\.(.+?)(?:\.lora_(A|B)(?:\.default)?)?\.(weight|bias)")
+_STORED = re.compile(r"base_model\.model\.(.+?)(?:\.lora_(A|B)(?:\.default)?)?\.(weight|bias)")
+# Settings of PEFT that do not change what a trained adapter computes. Any other one that is not null, false or empty
+# belongs to a variant of LoRA (DoRA, rank-stabilised, ...), of which PEFT has more every year.
+_HARMLESS = {
+    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config", "megatron_config",
+    "megatron_core", "modules_to_save", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "target_modules", "task_type",
+}  # fmt: skip
+# Ways of drawing A and B that leave the base as it is; others (PiSSA, OLoRA, ...) take their product out of it.
+_INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass
@@ -80,37 +63,40 @@ class Adapter:
 
 
 def write_adapter(folder: Path, adapter: Adapter, config: LlavaConfig) -> None:
-    """Write `adapter` to `folder`, its settings last."""
+    """Write `adapter` to `folder`, its settings last. Raises `LlavaError` when it cannot be written."""
     theirs = transformers_names(config)
+    modules = {name: theirs[f"{name}.weight"].removesuffix(".weight") for name in adapter.pairs}
     arrays: dict[str, np.ndarray] = {}
     for name, (a, b) in adapter.pairs.items():
-        module = theirs[f"{name}.weight"].removesuffix(".weight")
-        arrays[f"{_PREFIX}{module}.lora_A.weight"] = a.T
-        arrays[f"{_PREFIX}{module}.lora_B.weight"] = b.T
+        arrays[f"{_PREFIX}{modules[name]}.lora_A.weight"] = a.T
+        arrays[f"{_PREFIX}{modules[name]}.lora_B.weight"] = b.T
     for name, array in adapter.whole.items():
         arrays[_PREFIX + theirs[name]] = array.T if is_linear(name) else array
-    modules = [theirs[f"{name}.weight"].removesuffix(".weight") for name in adapter.pairs]
     saved = {theirs[name].split(".")[1] for name in adapter.whole}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).unlink(missing_ok=True)
     specs = {name: ("float32", array.shape) for name, array in arrays.items()}
-    write_safetensors(folder / WEIGHTS, specs, lambda name: np.ascontiguousarray(arrays[name], dtype=np.float32))
-    write_json(
-        folder / SETTINGS,
-        {
-            "peft_type": "LORA",
-            "base_model_name_or_path": adapter.base_model,
-            "r": adapter.rank,
-            "lora_alpha": adapter.alpha,
-            "lora_dropout": adapter.dropout,
-            "target_modules": modules,
-            "modules_to_save": sorted(saved) or None,
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "task_type": None,
-            **_PLAIN,
-        },
-    )
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": adapter.base_model,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": list(modules.values()),
+        "modules_to_save": sorted(saved) or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "task_type": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SETTINGS).unlink(missing_ok=True)
+        write_safetensors(folder / WEIGHTS, specs, lambda name: np.ascontiguousarray(arrays[name], dtype=np.float32))
+        write_json(folder / SETTINGS, settings)
+    except OSError as error:
+        raise LlavaError(f"{folder}: the adapter cannot be written ({error.strerror or error})") from error
 
 
 def read_adapter(folder: Path, config: LlavaConfig) -> Adapter:
@@ -118,34 +104,26 @@ def read_adapter(folder: Path, config: LlavaConfig) -> Adapter:
     for name in (SETTINGS, WEIGHTS):
         if not (folder / name).is_file():
             raise LlavaError(f"{folder}: this folder has no {name}, so it is no LoRA adapter in PEFT's layout")
-    settings = read_json(folder / SETTINGS)
-    where = folder / SETTINGS
-    if settings.get("peft_type") != "LORA":
-        raise LlavaError(f"{where}: peft_type {settings.get('peft_type')!r} is not supported, only LORA")
-    for key, plain in _PLAIN.items():
-        if settings.get(key, plain) != plain:
-            raise LlavaError(f"{where}: {key} = {settings[key]!r} is not supported")
-    if settings.get("rank_pattern") or settings.get("alpha_pattern"):
-        raise LlavaError(f"{where}: ranks and alphas that differ between layers are not supported")
-    adapter = Adapter(
-        rank=_number(settings, "r", where),
-        alpha=_number(settings, "lora_alpha", where),
-        base_model=str(settings.get("base_model_name_or_path") or ""),
-    )
+    adapter = _read_settings(folder / SETTINGS)
     weights = SafetensorsFile(folder / WEIGHTS)
     try:
-        _fill(adapter, weights, config, folder / WEIGHTS)
+        _fill(adapter, weights, parameter_shapes(config), folder / WEIGHTS)
     finally:
         weights.close()
     return adapter
 
 
 class Merged:
-    """The tensors of a base model with an adapter added, one at a time."""
+    """The tensors of a base model with an adapter added, one at a time.
 
-    def __init__(self, base: TensorSource, adapter: Adapter) -> None:
+    What the adapter changes is computed in float32 and rounded once, to `dtype` (None: to the base tensor's own).
+    """
+
+    def __init__(self, base: TensorSource, adapter: Adapter, dtype: str | None = None) -> None:
         self._base = base
         self._adapter = adapter
+        self._dtype = dtype
+        self._changed = adapter.whole.keys() | {f"{name}.weight" for name in adapter.pairs}
 
     @property
     def folder(self) -> Path | None:
@@ -155,36 +133,70 @@ class Merged:
         return self._base.names()
 
     def dtype(self, name: str) -> str:
-        return self._base.dtype(name)
+        return self._dtype if self._dtype and name in self._changed else self._base.dtype(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._base.shape(name)
 
     def read(self, name: str) -> np.ndarray:
-        dtype = self.dtype(name)
-        if name in self._adapter.whole:
-            return to_dtype(self._adapter.whole[name], "float32", dtype, where=name)
-        pair = self._adapter.pairs.get(name.removesuffix(".weight"))
-        if pair is None or not name.endswith(".weight"):
+        if name not in self._changed:
             return self._base.read(name)
-        weight = to_dtype(self._base.read(name), dtype, "float32", where=name)
-        weight = weight + self._adapter.scale * (pair[0] @ pair[1])
-        return to_dtype(weight, "float32", dtype, where=name)
+        if name in self._adapter.whole:
+            weight = self._adapter.whole[name]
+        else:
+            weight = to_dtype(self._base.read(name), self._base.dtype(name), "float32", where=name)
+        if name.removesuffix(".weight") in self._adapter.pairs and name.endswith(".weight"):
+            a, b = self._adapter.pairs[name.removesuffix(".weight")]
+            weight = weight + self._adapter.scale * (a @ b)
+        return to_dtype(weight, "float32", self.dtype(name), where=name)
 
 
-def _fill(adapter: Adapter, weights: SafetensorsFile, config: LlavaConfig, where: Path) -> None:
-    shapes = parameter_shapes(config)
+def _read_settings(path: Path) -> Adapter:
+    settings = read_json(path)
+    known = _HARMLESS | {"peft_type", "r", "lora_alpha", "lora_dropout", "init_lora_weights", "bias"}
+    if settings.get("peft_type") != "LORA":
+        raise _unusable(path, "peft_type", settings.get("peft_type"), "only LORA is supported")
+    for key, value in settings.items():
+        if key not in known and value:
+            raise _unusable(path, key, value, "only plain LoRA is supported")
+    if settings.get("bias", "none") != "none":
+        raise _unusable(path, "bias", settings["bias"], "only 'none' is supported")
+    initialization = settings.get("init_lora_weights", True)
+    if initialization not in _INITIALIZATIONS:
+        raise _unusable(path, "init_lora_weights", initialization, "it changes the base too; save as plain LoRA")
+    rank = settings.get("r")
+    if type(rank) is not int or rank <= 0:
+        raise _unusable(path, "r", rank, "a positive integer is expected")
+    alpha, dropout = (_number(path, key, settings.get(key, 0.0)) for key in ("lora_alpha", "lora_dropout"))
+    return Adapter(rank, alpha, dropout, str(settings.get("base_model_name_or_path") or ""))
+
+
+def _number(path: Path, key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9:
+        raise _unusable(path, key, value, "a number that is not negative is expected")
+    return value
+
+
+def _unusable(path: Path, key: str, value: object, why: str) -> LlavaError:
+    return LlavaError(f"{path}: {key[:80]!r} is {str(value)[:80]!r}: {why}")
+
+
+def _fill(adapter: Adapter, weights: SafetensorsFile, shapes: dict[str, tuple[int, ...]], where: Path) -> None:
     halves: dict[str, dict[str, np.ndarray]] = {}
     for stored in weights.names():
-        found = re.fullmatch(r"base_model\.model\.(.+?)(?:\.lora_(A|B)(?:\.default)?)?\.(weight|bias)", stored)
+        found = _STORED.fullmatch(stored)
         name = canonical_name(f"{found[1]}.{found[3]}", CHECKPOINT_NAMES["hf"]) if found else None
-        if found is None or name not in shapes:
-            raise LlavaError(f"{where}: {stored!r} belongs to no part of this model")
+        if found is None or name not in shapes or (found[2] and not is_linear(name)):
+            raise LlavaError(f"{where}: {stored[:200]!r} belongs to no part of this model")
+        if weights.dtype(stored) not in FLOATS:
+            raise LlavaError(f"{where}: {stored[:200]!r} is of type {weights.dtype(stored)}, which no weight is")
         array = to_dtype(weights.read(stored), weights.dtype(stored), "float32", where=stored)
-        if found[2]:
-            halves.setdefault(name.removesuffix(".weight"), {})[found[2]] = np.ascontiguousarray(array.T)
-        else:
-            adapter.whole[name] = np.ascontiguousarray(array.T) if is_linear(name) else array
+        array = np.ascontiguousarray(array.T) if is_linear(name) else array
+        parts = halves.setdefault(name.removesuffix(".weight"), {}) if found[2] else adapter.whole
+        key = found[2] or name
+        if key in parts:
+            raise LlavaError(f"{where}: {stored[:200]!r} is there a second time under an older name")
+        parts[key] = array
     for name, half in halves.items():
         expected = shapes[f"{name}.weight"]
         if set(half) != {"A", "B"}:
@@ -196,10 +208,5 @@ def _fill(adapter: Adapter, weights: SafetensorsFile, config: LlavaConfig, where
     for name, array in adapter.whole.items():
         if array.shape != shapes[name]:
             raise LlavaError(f"{where}: {name} has shape {array.shape}, the model's is {shapes[name]}")
-
-
-def _number(settings: Mapping[str, Any], key: str, where: Path) -> Any:
-    value = settings.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-        raise LlavaError(f"{where}: {key} must be a positive number, found {value!r}")
-    return value
+    if not adapter.pairs and not adapter.whole:
+        raise LlavaError(f"{where}: holds no tensors")

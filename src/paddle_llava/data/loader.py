@@ -68,8 +68,6 @@ class Batches:
         self.rank = rank
         self.world_size = world_size
         self.workers = workers
-        if self.start.window >= self.maker.num_windows:
-            raise LlavaError(f"there is no window {self.start.window} to go on from; the data has changed")
 
     def len_estimate(self) -> int:
         """How many batches an epoch has for this rank.
@@ -101,6 +99,8 @@ class Batches:
 
     def _windows(self) -> Iterator[tuple[int, int]]:
         """(epoch, window) from the start on."""
+        if self.start.window >= self.maker.num_windows:
+            raise LlavaError(f"there is no window {self.start.window} to go on from: is this the data of that run?")
         for epoch in count(self.start.epoch) if self.epochs is None else range(self.start.epoch, self.epochs):
             first = self.start.window if epoch == self.start.epoch else 0
             for window in range(first, self.maker.num_windows):

@@ -63,9 +63,11 @@ def _list_records(data: mmap.mmap, start: int, where: str) -> np.ndarray:
         """Begin the window at the present place and reach further than now; False at the end of the file."""
         nonlocal text, base, at
         end = base + len(text)
+        if end == len(data):
+            return False
         base, at = base + at, 0
         text = data[base : end + max(CHUNK, end - base)].decode("latin-1")
-        return base + len(text) > end
+        return True
 
     def past_space() -> str:
         """The next character that is no space, empty at the end of the file."""
@@ -89,8 +91,8 @@ def _list_records(data: mmap.mmap, start: int, where: str) -> np.ndarray:
             raise fault("the file ends before its list does; is it cut?", len(data))
         try:
             _, end = decode(text, at)
-            if end == len(text) and move_on():
-                continue  # a number may go on
+            if text[at] not in '{["' and end > len(text) - LONGEST_LITERAL and move_on():
+                continue  # a number, which may go on
         except json.JSONDecodeError as error:
             cut = error.msg.startswith("Unterminated") or error.pos > len(text) - LONGEST_LITERAL
             position = base + error.pos

@@ -171,7 +171,7 @@ def _tufts(draw: ImageDraw.ImageDraw, width: int, height: int, near: int, color:
     blade = max(2, height // 60)
     for _ in range(16):
         x, y = round(rng.random() * width), round(near + (0.1 + 0.9 * rng.random()) * (height - near))
-        draw.line((x - blade // 2, y - blade, x, y, x + blade // 2, y - blade), shade(color, 0.8), blade // 3)
+        draw.line((x - blade // 2, y - blade, x, y, x + blade // 2, y - blade), shade(color, 0.8), max(1, blade // 3))
 
 
 def _slabs(draw: ImageDraw.ImageDraw, width: int, height: int, near: int, color: Color, rng: Random) -> None:

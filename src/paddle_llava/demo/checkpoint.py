@@ -1,4 +1,4 @@
-"""A small LLaVA with random weights, in the `-hf` layout, built on the spot: every part runs, no word means anything."""
+"""A small LLaVA with random weights in the `-hf` layout, built on the spot: all parts run, no word means anything."""
 
 from __future__ import annotations
 

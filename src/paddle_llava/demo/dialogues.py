@@ -28,8 +28,9 @@ from paddle_llava.demo.naming import (
     time_word,
 )
 from paddle_llava.demo.phrases import ANSWERS, PHRASES, RELATIONS, SHORT_ANSWER
-from paddle_llava.demo.questions import Question, Reference, View
+from paddle_llava.demo.questions import Question
 from paddle_llava.demo.scenes import Scene, draw_scene
+from paddle_llava.demo.view import Reference, View
 
 NEW_WORDINGS = 0.1
 _HINTED = 0.1

@@ -188,7 +188,7 @@ HELDOUT: dict[str, tuple[str, ...]] = {
     "depth": ("图片里的{it}是在{other}的前面，还是后面？", "请说出{it}在{other}的前面还是后面。"),
     "exists": ("这张图片里有{a}吗？", "在图中能看到{a}吗？"),
     "is_colour": ("照片里{it}的颜色是{colour}吗？", "请说说{it}是不是{colour}的。"),
-    "is_beside": ("图片里的{it}是在{other}的{relation}吗？", "请说说{it}是不是在{other}的{relation}。"),
+    "is_beside": ("{other}的{relation}是{it}吗？", "请说说{it}是不是在{other}的{relation}。"),
     "box": ("请说出{it}的边界框的坐标。", "图中{it}的位置坐标是什么？"),
     "at_box": ("请说出坐标{box}处是什么东西。", "图中边界框{box}里有什么？"),
     "place": ("你看到的是什么地方？", "请说说照片里是街道、公园还是河边。"),

@@ -3,9 +3,9 @@
     scene = draw_scene(7)
     scene.image, scene.objects[0].kind, scene.objects[0].colour, scene.objects[0].box
 
-A scene follows from its seed alone: nothing of the platform, no font file and no clock goes into it. It is composed
-in fractions of the picture, so that one seed gives the same scene at any size of the same aspect ratio, then
-painted from far to near at twice its size and halved.
+A scene follows from its seed alone: nothing of the platform, no font file and no clock goes into it (Pillow before
+11.3 fills the edges of some polygons a pixel otherwise). It is composed in fractions of the picture, so that one seed
+gives the same scene at any size of the same aspect ratio, then painted from far to near at twice its size and halved.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _measure(
 def _shadow(canvas: Image.Image, left: int, right: int, bottom: int) -> None:
     width = right - left
     tall = max(3, width // 9)
-    disc = _SHADOW.resize((width + tall, tall))
+    disc = _SHADOW.resize((width + tall, tall), Image.Resampling.NEAREST)
     canvas.paste((40, 40, 52), (left - tall // 2, bottom - tall // 2), disc)
 
 

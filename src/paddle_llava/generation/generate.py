@@ -53,7 +53,7 @@ def generate(
         raise LlavaError(f"the prompt has {held} tokens and leaves no room for an answer: the model holds {limit}")
     samplers = [Sampler(params, row) for row in np.asarray(inputs["input_ids"] if prompt_ids is None else prompt_ids)]
     ended = [False] * len(samplers)
-    logits = engine.prefill(inputs)
+    logits = without_image_token(engine.prefill(inputs), engine.config.image_token_id)
     steps = min(params.max_new_tokens, room)
     for step in range(steps):
         tokens = [padding if ended[row] else sampler.sample(logits[row]) for row, sampler in enumerate(samplers)]
@@ -62,3 +62,11 @@ def generate(
         if all(ended) or step + 1 == steps:
             return
         logits = engine.decode(np.asarray(tokens, dtype=np.int64))
+        logits = without_image_token(logits, engine.config.image_token_id)
+
+
+def without_image_token(logits: np.ndarray, image_token_id: int) -> np.ndarray:
+    """`logits` [batch, vocab_size] that never lead to an image token: one in an answer would ask for a picture."""
+    if image_token_id >= 0:
+        logits[:, image_token_id] = -np.inf
+    return logits

@@ -48,7 +48,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, prompt_ids: np.ndarray) -> None:
         self.params = params
         self._random = np.random.default_rng(params.seed)
-        # Image tokens may lie outside the vocabulary and are never generated.
+        # The image token of an original vocabulary, -200, lies outside of it.
         self._seen = {int(token) for token in prompt_ids if token >= 0}
 
     def sample(self, logits: np.ndarray) -> int:

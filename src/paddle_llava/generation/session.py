@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,8 @@ from paddle_llava.processing.templates import TEMPLATES, Template
 
 @dataclass
 class TurnStats:
-    """What one turn cost: tokens in the context, run anew and generated; seconds to the first token and in all."""
+    """What one turn cost: tokens in the context, run anew and generated; seconds to the first token and in all,
+    both from the question on, its pictures included."""
 
     context_tokens: int
     new_tokens: int
@@ -99,13 +100,14 @@ class ChatSession:
 
     def ask(
         self, text: str, image: ImageSource | Sequence[ImageSource] | None = None, **overrides: Any
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Put a question, with new pictures before its text if there are any; yields the answer piece by piece.
 
         `overrides` replace fields of the session's `SamplingParams` for this answer. A picture or a question that
         cannot be taken raises `LlavaError` and leaves the conversation as it was. An iterator that is closed, or
         interrupted from the keyboard, ends the answer there; what was said stays in the conversation.
         """
+        start = time.perf_counter()
         params = replace(self.params, **overrides)
         sources = image_sources(image)
         history = self._with_images(sources)
@@ -115,7 +117,7 @@ class ChatSession:
             self.engine.reset()
         self.engine.rewind(min(self.engine.length, len(history.ids)))
         self._in_engine = history
-        yield from self._answer(history, question, params)
+        yield from self._answer(history, question, params, start)
 
     def _with_images(self, sources: list[ImageSource]) -> _History:
         if not sources:
@@ -170,7 +172,9 @@ class ChatSession:
         ids = encode(own, self.processor.tokenizer, after=history.last).ids
         return self.processor.expand_image_tokens(ids, iter(counts))
 
-    def _answer(self, history: _History, question: Message, params: SamplingParams) -> Iterator[str]:
+    def _answer(
+        self, history: _History, question: Message, params: SamplingParams, start: float
+    ) -> Generator[str, None, None]:
         tokenizer = self.processor.tokenizer
         prompt_ids = [*history.ids, *self._turn_ids(history, question)]
         inputs = {
@@ -181,7 +185,6 @@ class ChatSession:
         stop_ids = stop_token_ids(self.template, tokenizer)
         answer, answer_ids = "", list[int]()
         self.stats = stats = TurnStats(len(prompt_ids), len(prompt_ids) - self.engine.length)
-        start = time.perf_counter()
         steps = generate(self.engine, inputs, params, prompt_ids=np.array([prompt_ids]), stop_ids=stop_ids)
         try:
             for (token,) in steps:

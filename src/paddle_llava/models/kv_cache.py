@@ -20,6 +20,7 @@ class KVCache:
         self.length = 0
         self.keys: list[Tensor | None] = [None] * num_layers
         self.values: list[Tensor | None] = [None] * num_layers
+        self._capacity = 0
         self._in_place = paddle.get_device().split(":")[0] in ("cpu", "gpu")
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,18 +42,19 @@ class KVCache:
     def capacity(self, new: int) -> int:
         """Number of key positions that `append` will return for `new` tokens."""
         needed = self.length + new
-        if not self._in_place:
-            return needed
-        held = 0 if self.keys[0] is None else self.keys[0].shape[2]
-        return held if held >= needed else -(-needed // CHUNK) * CHUNK
+        if not self._in_place or needed <= self._capacity:
+            return max(needed, self._capacity)
+        return -(-needed // CHUNK) * CHUNK
 
     def _extend(self, buffer: Tensor | None, new: Tensor) -> Tensor:
         start, end = self.length, self.length + new.shape[2]
         if not self._in_place:
             return new if buffer is None else paddle.concat([buffer[:, :, :start], new], axis=2)
-        if buffer is None or buffer.shape[2] < end:
+        # The same for all layers, also after a run that was interrupted when only the first ones had grown.
+        self._capacity = self.capacity(new.shape[2])
+        if buffer is None or buffer.shape[2] < self._capacity:
             batch, kv_heads, _, head_dim = new.shape
-            grown = paddle.zeros([batch, kv_heads, -(-end // CHUNK) * CHUNK, head_dim], dtype=new.dtype)
+            grown = paddle.zeros([batch, kv_heads, self._capacity, head_dim], dtype=new.dtype)
             if buffer is not None and start:
                 grown[:, :, :start] = buffer[:, :, :start]
             buffer = grown

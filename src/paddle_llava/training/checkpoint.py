@@ -16,12 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import nn
 
 from paddle_llava.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
-from paddle_llava.checkpoints.write import ArraySource
 from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import read_json, write_json
 from paddle_llava.training.optimizer import trainable
@@ -42,10 +40,12 @@ class TrainerState:
 
 def checkpoint_folders(output_dir: Path) -> list[Path]:
     """The whole checkpoints in `output_dir`, oldest first."""
-    found = [
-        (int(m[1]), p) for p in output_dir.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))
-    ]
-    return [folder for _, folder in sorted(found) if (folder / STATE).is_file()]
+    found = []
+    for folder in output_dir.glob("checkpoint-*"):
+        name = re.fullmatch(r"checkpoint-([0-9]+)(\.old)?", folder.name)
+        if name and (folder / STATE).is_file():
+            found.append((int(name[1]), name[2] is None, folder))
+    return [folder for _, _, folder in sorted(found)]
 
 
 def save_checkpoint(
@@ -57,117 +57,136 @@ def save_checkpoint(
     keep: int | None = None,
     also: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write `output_dir/checkpoint-STEP`, then remove the oldest ones beyond `keep`.
+    """Write `output_dir/checkpoint-STEP`, then remove the oldest other ones until `keep` are left.
 
     `also` writes further files into the new folder before it takes its name. Raises `LlavaError` when the disk is full;
     earlier checkpoints stay as they were.
     """
     folder = output_dir / f"checkpoint-{state.step}"
     beside = output_dir / f".{folder.name}.tmp"
-    shutil.rmtree(beside, ignore_errors=True)
+    parameters = trainable(model)
     try:
+        for leftover in output_dir.glob(".checkpoint-*.tmp"):
+            shutil.rmtree(leftover)
         beside.mkdir(parents=True)
-        _write(beside / PARAMETERS, {name: p.numpy() for name, p in trainable(model).items()})
-        _write(beside / OPTIMIZER, _optimizer_arrays(model, optimizer))
+        _write(beside / PARAMETERS, parameters)
+        _write(beside / OPTIMIZER, _optimizer_slots(optimizer, parameters))
         if also:
             also(beside)
         write_json(beside / STATE, asdict(state))
-        for path in (*beside.iterdir(), beside):
+        for path in (*beside.rglob("*"), beside):
             _sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-        _sync(output_dir)
+        _take_name(beside, folder)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = "the disk is full; earlier checkpoints are untouched. Free space, then resume"
+        else:
+            why = f"cannot be written ({error.strerror or error})"
+        raise LlavaError(f"{folder}: {why}") from None
+    finally:
         shutil.rmtree(beside, ignore_errors=True)
-        if error.errno == errno.ENOSPC:
-            raise LlavaError(
-                f"{folder}: the disk is full; earlier checkpoints are untouched. Free space, resume"
-            ) from None
-        raise LlavaError(f"{folder}: cannot be written ({error.strerror or error})") from None
-    for old in checkpoint_folders(output_dir)[:-keep] if keep else []:
-        shutil.rmtree(old, ignore_errors=True)
+    others = [other for other in checkpoint_folders(output_dir) if other != folder]
+    for other in others[: max(len(others) - keep + 1, 0)] if keep else []:
+        _remove(other)
     return folder
 
 
 def load_checkpoint(
     folder: Path, model: nn.Layer, optimizer: paddle.optimizer.Optimizer, fixed: dict[str, Any]
 ) -> TrainerState:
-    """Put the checkpoint in `folder` into `model` and `optimizer`; returns where the run stood.
+    """Put the checkpoint in `folder` into `model` and `optimizer`, its schedule too; returns where the run stood.
 
     Raises `LlavaError` when it is damaged, of other parameters, or of a run with other `fixed` settings.
     """
-    raw = read_json(folder / STATE)
-    try:
-        state = TrainerState(**raw)
-    except TypeError:
-        raise LlavaError(
-            f"{folder / STATE}: not written by this version; start anew or use the version that did"
-        ) from None
+    state = _read_state(folder / STATE)
     for key, value in json.loads(json.dumps(fixed)).items():
-        if state.fixed.get(key) != value:
-            was = state.fixed.get(key)
+        was = state.fixed.get(key)
+        if was != value:
             raise LlavaError(
                 f"{folder}: was made with {key} = {was!r}, now it is {value!r}; resume with the same value"
             )
     parameters = trainable(model)
-    stored = _read(folder / PARAMETERS)
-    if stored.keys() != parameters.keys():
-        odd = sorted(stored.keys() ^ parameters.keys())[0]
-        raise LlavaError(f"{folder}: other parameters learnt in that run than in this one ({odd})")
-    for name, parameter in parameters.items():
-        parameter.set_value(paddle.to_tensor(stored[name]))
-    _restore_optimizer(optimizer, model, _read(folder / OPTIMIZER))
+    _read(folder / PARAMETERS, parameters)
+    _read(folder / OPTIMIZER, _optimizer_slots(optimizer, parameters))
+    optimizer._learning_rate.step(state.step)
     return state
 
 
-def _optimizer_arrays(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, np.ndarray]:
-    """The optimizer's tensors under our parameters' names; Paddle's own depend on the order of construction."""
-    names = {parameter.name: name for name, parameter in trainable(model).items()}
-    arrays = {}
-    held = optimizer.state_dict()
-    for key, tensor in held.pop("master_weights", {}).items():
-        arrays[f"{names[key]}/master"] = tensor.numpy()
-    held.pop("LR_Scheduler", None)
-    for key, tensor in held.items():
-        parameter, slot = _slot(key)
-        arrays[f"{names[parameter]}/{slot}"] = tensor.numpy()
-    return arrays
+def _optimizer_slots(
+    optimizer: paddle.optimizer.Optimizer, parameters: dict[str, paddle.Tensor]
+) -> dict[str, paddle.Tensor]:
+    """The optimizer's tensors as `PARAMETER/SLOT`, made where no gradient has come yet.
+
+    Paddle's `state_dict` would not do: it names them by the order of construction, lacks those of a parameter without a
+    gradient so far (the projector's, before the first picture), and `set_state_dict` then fails at its first one.
+    """
+    optimizer._create_accumulators(paddle.static.default_main_program().global_block(), list(parameters.values()))
+    slots = {}
+    for name, parameter in parameters.items():
+        master = optimizer._master_weights.get(parameter.name)
+        if master is not None:
+            slots[f"{name}/master"] = master
+        key = parameter.name if master is None else master.name
+        for slot, tensors in optimizer._accumulators.items():
+            slots[f"{name}/{slot}"] = tensors[key]
+    return slots
 
 
-def _restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, arrays: dict[str, np.ndarray]) -> None:
-    parameters = trainable(model)
-    state: dict[str, Any] = {"master_weights": {}}
-    for key, array in arrays.items():
-        name, slot = key.rsplit("/", 1)
-        tensor = paddle.to_tensor(array)
-        if slot == "master":
-            state["master_weights"][parameters[name].name] = tensor
-        else:
-            state[f"{parameters[name].name}_{slot}"] = tensor
-    if not state["master_weights"]:
-        del state["master_weights"]
-    optimizer.set_state_dict(state)
+def _take_name(beside: Path, folder: Path) -> None:
+    """Rename `beside` to `folder`; one that is there steps back first, and counts as whole until it is replaced."""
+    old = folder.with_name(f"{folder.name}.old")
+    if folder.exists():
+        _remove(old)
+        folder.rename(old)
+    beside.rename(folder)
+    _sync(folder.parent)
+    _remove(old)
 
 
-def _slot(key: str) -> tuple[str, str]:
-    found = re.fullmatch(r"(.+?)_((?:fp32_master_0_)?(?:moment[12]|beta[12]_pow_acc)(?:_max)?_0)", key)
-    if found is None:
-        raise ValueError(f"an optimizer state of an unknown kind: {key}")
-    return found[1], found[2]
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, its state first: half of one must not look whole."""
+    (folder / STATE).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    source = ArraySource(arrays)
-    specs = {name: (source.dtype(name), source.shape(name)) for name in source.names()}
-    write_safetensors(path, specs, source.read)
+def _read_state(path: Path) -> TrainerState:
+    raw = read_json(path)
+    try:
+        state = TrainerState(**raw)
+        whole = [state.step, state.skipped, *state.position]
+        valid = all(type(number) is int and number >= 0 for number in whole)
+        valid &= isinstance(state.fixed, dict) and isinstance(state.best_loss, (float, int, type(None)))
+    except TypeError:
+        valid = False
+    if not valid:
+        raise LlavaError(f"{path}: not written by this version; start anew or use the version that did")
+    return state
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _write(path: Path, tensors: dict[str, paddle.Tensor]) -> None:
+    specs = {name: (_dtype(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(path, specs, lambda name: tensors[name].numpy())
+
+
+def _read(path: Path, tensors: dict[str, paddle.Tensor]) -> None:
+    """Put what the file at `path` holds, which must be just what `tensors` can take, into them."""
     file = SafetensorsFile(path)
     try:
-        return {name: file.read(name) for name in file.names()}
+        odd = sorted(set(file.names()) ^ tensors.keys())
+        if odd:
+            raise LlavaError(f"{path}: other parameters learnt in that run than in this one ({odd[0]})")
+        for name, tensor in tensors.items():
+            there, here = (file.dtype(name), file.shape(name)), (_dtype(tensor), tuple(tensor.shape))
+            if there != here:
+                raise LlavaError(f"{path}: {name} is {there[0]} {there[1]} there, {here[0]} {here[1]} in this run")
+        for name, tensor in tensors.items():
+            tensor.set_value(file.read(name))
     finally:
         file.close()
+
+
+def _dtype(tensor: paddle.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("paddle.")
 
 
 def _sync(path: Path) -> None:

@@ -7,7 +7,7 @@ no meaning here is named in one line with the reason; an unknown one is an error
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -130,6 +130,18 @@ class TrainingConfig:
             raise LlavaError(f"{where}: num_train_epochs or max_steps must be greater than 0")
         if self.do_train and not self.dataset.get("train"):
             raise LlavaError(f"{where}: dataset.train names no data file")
+
+
+def overrides_from(arguments: Sequence[str]) -> dict[str, str]:
+    """Keys and their text from `--key value` or `--key=value`. Raises `LlavaError` for anything else."""
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if not flag.startswith("--") or (not equals and not rest):
+            raise LlavaError(f"{flag}: settings are given as --key value, for example --learning_rate 2e-5")
+        overrides[flag[2:].replace("-", "_")] = value if equals else rest.pop(0)
+    return overrides
 
 
 def _value_of(text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,10 +17,15 @@ FILE = "trainer_log.jsonl"
 
 
 class TrainingLog:
-    """Writes what happened at each step; steps that a resumed run repeats replace what an earlier run said of them."""
+    """Writes what happened at each step; steps that a resumed run repeats replace what an earlier run said of them.
 
-    def __init__(self, output_dir: Path, total_steps: int, first_step: int, *, every: int, live: bool) -> None:
-        self._path = output_dir / FILE
+    `quiet` is for the other processes of a run, which say and write nothing.
+    """
+
+    def __init__(
+        self, output_dir: Path, total_steps: int, first_step: int, *, every: int, live: bool, quiet: bool = False
+    ) -> None:
+        self._path = Path(os.devnull) if quiet else output_dir / FILE
         self._every = every
         self._sums: dict[str, float] = {}
         self._started = time.perf_counter()
@@ -28,9 +34,11 @@ class TrainingLog:
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[said]}"))
         console = Console(file=sys.stderr)
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not live)
+        self._progress = Progress(
+            *columns, TimeRemainingColumn(), console=console, disable=not live or not console.is_terminal
+        )
         self._task = self._progress.add_task("", total=total_steps, completed=first_step, said="")
-        self._plain = not live or not console.is_terminal
+        self._plain = not quiet and not (live and console.is_terminal)
 
     def __enter__(self) -> TrainingLog:
         self._progress.start()

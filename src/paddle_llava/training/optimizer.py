@@ -14,6 +14,8 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.training.config import TrainingConfig
 
 PARTS = ("vision_tower", "projector", "image_newline", "language_model", "lm_head")
+# Parameters that some models lack (tied embeddings; v1.5): a pattern that names them is right all the same.
+_OPTIONAL = ("lm_head.weight", "llama.image_newline")
 
 
 def part_of(name: str) -> str:
@@ -24,26 +26,41 @@ def part_of(name: str) -> str:
 def select_trainable(model: nn.Layer, llava: LlavaConfig, config: TrainingConfig) -> None:
     """Mark which parameters learn, by `stop_gradient`.
 
-    The vision tower learns only with a `vision_tower_lr`. Patterns of `freeze_include` freeze, unless one of
-    `freeze_exclude` matches too; they are shell patterns over the Paddle layout's names, such as
+    The vision tower learns only with a `vision_tower_lr`, and of it only what LLaVA reads. Patterns of `freeze_include`
+    freeze, unless one of `freeze_exclude` matches too; they are shell patterns over the Paddle layout's names, such as
     `*llama.mm_projector*`. With `lora`, the base is frozen and its adapters and the projector learn. Raises
     `LlavaError` when a pattern matches nothing, or when nothing is left to learn.
     """
     paddle_names = stored_names(llava, "paddle")
     for key in ("freeze_include", "freeze_exclude"):
         for pattern in getattr(config, key):
-            if not any(fnmatchcase(name, pattern) for name in paddle_names.values()):
-                raise LlavaError(f"{key}: {pattern!r} matches no parameter; the names are like llama.layers.0.mlp.…")
+            if not any(fnmatchcase(name, pattern) for name in (*paddle_names.values(), *_OPTIONAL)):
+                raise LlavaError(
+                    f"{key}: {pattern!r} matches no parameter; names are like llama.layers.0.mlp.up_proj.weight"
+                )
+    if config.lora and config.vision_tower_lr is not None:
+        raise LlavaError("vision_tower_lr: with lora the vision tower stays as it is; leave one of the two out")
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
         known = paddle_names[name.replace(".base.", ".")]
-        frozen = part_of(name) == "vision_tower" and config.vision_tower_lr is None
-        frozen |= config.lora and part_of(name) != "projector"
+        if part_of(name) == "vision_tower":
+            frozen = config.vision_tower_lr is None or _is_unused(name, llava)
+        else:
+            frozen = config.lora and part_of(name) != "projector"
         frozen |= _matches(known, config.freeze_include) and not _matches(known, config.freeze_exclude)
-        parameter.stop_gradient = bool(frozen)
+        parameter.stop_gradient = frozen
     if not trainable(model):
         raise LlavaError("freeze_include leaves no parameter to learn; add a pattern to freeze_exclude")
+
+
+def _is_unused(name: str, llava: LlavaConfig) -> bool:
+    """Whether the parameter `name` of the vision tower comes after the layer that LLaVA reads."""
+    if name.startswith("vision_tower.post_layernorm."):
+        return True
+    used = llava.vision_feature_layer
+    used = used if used >= 0 else llava.vision.num_hidden_layers + 1 + used
+    return name.startswith("vision_tower.layers.") and int(name.split(".")[2]) >= used
 
 
 def trainable(model: nn.Layer) -> dict[str, paddle.Tensor]:
@@ -72,21 +89,20 @@ def build_optimizer(model: nn.Layer, config: TrainingConfig, total_steps: int) -
         config.learning_rate, lambda step: learning_rate_factor(step, total_steps, warmup, config.lr_scheduler_type)
     )
     rates = {"vision_tower": config.vision_tower_lr, "projector": config.mm_projector_lr}
-    groups: dict[tuple[float, float], list[paddle.Tensor]] = {}
-    for name, parameter in trainable(model).items():
+    parameters, decaying = trainable(model), set()
+    for name, parameter in parameters.items():
         rate = rates.get(part_of(name))
-        decay = 0.0 if "norm" in name or name.endswith("bias") else config.weight_decay
-        share = 1.0 if rate is None else rate / config.learning_rate
-        groups.setdefault((share, decay), []).append(parameter)
+        parameter.optimize_attr["learning_rate"] = 1.0 if rate is None else rate / config.learning_rate
+        if "norm" not in name and not name.endswith("bias"):
+            decaying.add(parameter.name)
     return paddle.optimizer.AdamW(
         learning_rate=schedule,
         beta1=config.adam_beta1,
         beta2=config.adam_beta2,
         epsilon=config.adam_epsilon,
-        parameters=[
-            {"params": parameters, "learning_rate": share, "weight_decay": decay}
-            for (share, decay), parameters in groups.items()
-        ],
+        parameters=list(parameters.values()),  # Paddle would clip the norm of each group of parameters by itself
+        weight_decay=config.weight_decay,
+        apply_decay_param_fun=decaying.__contains__,
         grad_clip=nn.ClipGradByGlobalNorm(config.max_grad_norm) if config.max_grad_norm > 0 else None,
         multi_precision=True,
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from paddle_llava.checkpoints.adapter import Adapter, write_adapter
+from paddle_llava.checkpoints.adapter import Adapter, read_adapter, write_adapter
 from paddle_llava.checkpoints.names import stored_names
 from paddle_llava.data.batches import BatchSettings
 from paddle_llava.data.loader import Batches, Position
@@ -60,6 +60,8 @@ def train(
         names = stored_names(model.config, "paddle")
         add_lora(model, names, config.lora_target_modules, config.lora_rank, config.lora_alpha, config.lora_dropout)
     select_trainable(model, model.config, config)
+    if config.lora and config.lora_path:
+        _take_adapter(model, config, Path(config.lora_path).expanduser())
     model.language_model.recompute = config.recompute
     model.train()
 
@@ -80,7 +82,7 @@ def train(
     live = world.rank == 0 and not config.disable_tqdm
     with (
         closing(iter(batches)) as stream,
-        TrainingLog(output_dir, total, state.step, every=config.logging_steps, live=live) as log,
+        TrainingLog(output_dir, total, state.step, every=config.logging_steps, live=live, quiet=world.rank > 0) as log,
         _stop_requests() as stop_requested,
     ):
         while state.step < total:
@@ -258,6 +260,23 @@ def _adapter(model: LlavaForConditionalGeneration, config: TrainingConfig) -> Ad
         if ".lora_" not in name
     }
     return Adapter(config.lora_rank, config.lora_alpha, config.lora_dropout, config.model_name_or_path, pairs, whole)
+
+
+def _take_adapter(model: LlavaForConditionalGeneration, config: TrainingConfig, folder: Path) -> None:
+    """Start from the adapter in `folder` rather than from the base model."""
+    adapter = read_adapter(folder, model.config)
+    layers = {name: layer for name, layer in model.named_sublayers() if isinstance(layer, LoRALinear)}
+    if adapter.pairs.keys() != layers.keys() or adapter.rank != config.lora_rank or adapter.alpha != config.lora_alpha:
+        raise LlavaError(
+            f"{folder}: an adapter of rank {adapter.rank}, alpha {adapter.alpha:g} and {len(adapter.pairs)} layers "
+            f"does not fit lora_rank {config.lora_rank}, lora_alpha {config.lora_alpha:g} and {len(layers)} layers"
+        )
+    for name, layer in layers.items():
+        layer.lora_A.set_value(adapter.pairs[name][0])
+        layer.lora_B.set_value(adapter.pairs[name][1])
+    parameters = trainable(model)
+    for name, array in adapter.whole.items():
+        parameters[name].set_value(paddle.to_tensor(array).astype(parameters[name].dtype))
 
 
 def _autocast(dtype: str, level: str) -> AbstractContextManager[Any]:
