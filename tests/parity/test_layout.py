@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+from pairs import SEED
 from transformers import LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from conftest import SEED
 from paddle_llava.config import ANYRES_PINPOINTS
 from paddle_llava.demo.checkpoint import build_tokenizer
 from paddle_llava.geometry import image_layout

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pairs import Pair
 
-from conftest import Pair
 from paddle_llava import ChatSession, SamplingParams
 from recording import RecordingEngine
 from reference_cases import CASES, CONVERSATIONS, PHOTOS, TOLERANCE

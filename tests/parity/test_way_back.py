@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pairs import Pair
 from reference import Reference
 
-from conftest import Pair
 from paddle_llava import LlavaError, LlavaForConditionalGeneration, LlavaProcessor
 from paddle_llava.checkpoints.write import ArraySource, write_checkpoint
 from paddle_llava.config import ORIGINAL_IMAGE_TOKEN_ID

@@ -79,10 +79,12 @@ class ChatSession:
         self.template = template if system is None else replace(template, system=system)
         self.params = params or SamplingParams()
         self.notice = notice
+        self._answering: Generator[str, None, None] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget the conversation and its pictures."""
+        self._leave_answer()
         self.engine.reset()
         self.stats: TurnStats | None = None
         # What the engine holds is always a beginning of `_in_engine.ids`, perhaps with more of a turn that failed.
@@ -105,8 +107,21 @@ class ChatSession:
 
         `overrides` replace fields of the session's `SamplingParams` for this answer. A picture or a question that
         cannot be taken raises `LlavaError` and leaves the conversation as it was. An iterator that is closed, or
-        interrupted from the keyboard, ends the answer there; what was said stays in the conversation.
+        interrupted from the keyboard, ends the answer there; what was said stays in the conversation. Asking anew, or
+        `reset`, ends an answer that was not read to its end.
         """
+        self._leave_answer()
+        self._answering = self._ask(text, image, overrides)
+        return self._answering
+
+    def _leave_answer(self) -> None:
+        # Else its iterator would write its turn over later ones when it is closed at last, by whoever holds it.
+        if self._answering is not None:
+            self._answering.close()
+
+    def _ask(
+        self, text: str, image: ImageSource | Sequence[ImageSource] | None, overrides: dict[str, Any]
+    ) -> Generator[str, None, None]:
         start = time.perf_counter()
         params = replace(self.params, **overrides)
         sources = image_sources(image)

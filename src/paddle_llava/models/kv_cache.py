@@ -42,9 +42,9 @@ class KVCache:
     def capacity(self, new: int) -> int:
         """Number of key positions that `append` will return for `new` tokens."""
         needed = self.length + new
-        if not self._in_place or needed <= self._capacity:
-            return max(needed, self._capacity)
-        return -(-needed // CHUNK) * CHUNK
+        if not self._in_place:
+            return needed
+        return self._capacity if needed <= self._capacity else -(-needed // CHUNK) * CHUNK
 
     def _extend(self, buffer: Tensor | None, new: Tensor) -> Tensor:
         start, end = self.length, self.length + new.shape[2]
