@@ -1,5 +1,7 @@
 # The few verbs a person needs; each sets up what it uses. PYTHON=python3.12 make ... picks another Python.
+# PADDLE=own make ... leaves PaddlePaddle to you, such as paddlepaddle-gpu in .venv.
 PYTHON ?= python3
+PADDLE ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -14,20 +16,20 @@ setup: $(BIN)/llava ## make .venv with the llava command
 $(BIN)/llava: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV) (PaddlePaddle is a 190 MB download; a minute or two) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(PADDLE)]'
 	@touch $@
 
 $(VENV)/.test: $(BIN)/llava
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(PADDLE),test]'
 	@touch $@
 
 $(VENV)/.lint: $(BIN)/llava
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(PADDLE),lint]'
 	@touch $@
 
 $(VENV)/.parity: $(VENV)/.test
 	@echo "Setting up the reference: transformers on torch (large) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[parity]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(PADDLE),parity]'
 	@touch $@
 
 chat: $(BIN)/llava ## chat about a photograph (PHOTO=..., MODEL=...)

@@ -100,9 +100,7 @@ class HubServer:
     """A hub that serves `repos` (name -> folder). A context manager; its fields may change meanwhile."""
 
     repos: dict[str, Path]
-    gated: dict[str, set[str]] = field(
-        default_factory=dict
-    )  # repository -> the tokens that may read its files
+    gated: dict[str, set[str]] = field(default_factory=dict)  # repository -> the tokens that may read its files
     tokens: set[str] = field(default_factory=lambda: {"hf_good"})
     faults: dict[str, Fault] = field(default_factory=dict)  # file name -> what goes wrong with it
     listing_status: int = 200  # what a listing is answered with
@@ -131,10 +129,7 @@ class HubServer:
         return [
             r
             for r in self.requests
-            if r.method == "GET"
-            and r.name
-            and name in (None, r.name)
-            and (r.host == "storage" or not self._moved(r))
+            if r.method == "GET" and r.name and name in (None, r.name) and (r.host == "storage" or not self._moved(r))
         ]
 
     def names(self) -> set[str]:
@@ -144,10 +139,7 @@ class HubServer:
     def files(self, repo: str) -> dict[str, _File]:
         root = self.repos[repo]
         found = sorted(p for p in root.rglob("*") if p.is_file())
-        return {
-            p.relative_to(root).as_posix(): _describe(p, (s := p.stat()).st_size, s.st_mtime_ns)
-            for p in found
-        }
+        return {p.relative_to(root).as_posix(): _describe(p, (s := p.stat()).st_size, s.st_mtime_ns) for p in found}
 
     def commit(self, repo: str) -> str:
         """The commit of `main`: changes with any file."""

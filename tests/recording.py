@@ -12,12 +12,17 @@ from paddle_llava.models.llava import LlavaNetwork
 
 
 class RecordingEngine(PaddleEngine):
-    """Notes the greedy token after each step, turn by turn, the tokens run anew, and the pictures encoded."""
+    """Notes what was asked of it, and what it said.
+
+    Turn by turn: `greedy` has the best token after each step, `prefilled` the number of tokens run anew, `first` the
+    logits of the answer's first token. `encoded` has the number of pictures that were encoded at a time.
+    """
 
     def __init__(self, network: LlavaNetwork) -> None:
         super().__init__(network)
         self.greedy: list[list[int]] = []
         self.prefilled: list[int] = []
+        self.first: list[np.ndarray] = []
         self.encoded: list[int] = []
 
     def encode_images(self, pixel_values: np.ndarray, image_sizes: np.ndarray) -> list[Any]:
@@ -27,6 +32,7 @@ class RecordingEngine(PaddleEngine):
     def prefill(self, inputs: Mapping[str, Any]) -> np.ndarray:
         logits = super().prefill(inputs)
         self.prefilled.append(np.shape(inputs["input_ids"])[1])
+        self.first.append(logits.copy())
         self.greedy.append([int(logits.argmax())])
         return logits
 

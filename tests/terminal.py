@@ -45,6 +45,9 @@ class Terminal:
         os.close(self._screen)
 
     def type(self, keys: str) -> None:
+        if CTRL_C in keys:
+            # Between showing the prompt and waiting for keys, readline holds a signal back until the next key.
+            time.sleep(0.5)
         os.write(self._screen, keys.encode())
 
     def wait_for(self, text: str, seconds: float = 20) -> None:

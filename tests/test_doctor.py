@@ -124,20 +124,21 @@ def test_an_npu_without_its_plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("value", "at_start", "state", "word"),
+    ("value", "applied", "state", "word"),
     [
-        ("4", set(), "ok", "set by paddle-llava"),
-        ("4", {"OMP_NUM_THREADS"}, "ok", "set by you"),
-        ("1", {"OMP_NUM_THREADS"}, "note", "4 is fastest"),
-        (None, set(), "problem", "not set"),
+        ("4", {"OMP_NUM_THREADS": "4"}, "ok", "set by paddle-llava"),
+        ("4", {}, "ok", "set by you"),
+        ("1", {}, "note", "4 is fastest"),
+        (None, {}, "problem", "not set"),
     ],
 )
 def test_environment_settings(
-    monkeypatch: pytest.MonkeyPatch, value: str | None, at_start: set[str], state: str, word: str
+    monkeypatch: pytest.MonkeyPatch, value: str | None, applied: dict[str, str], state: str, word: str
 ) -> None:
     monkeypatch.setattr(environment, "recommended", lambda: {"OMP_NUM_THREADS": "4"})
     monkeypatch.setattr(environment, "paddle_came_first", lambda: False)
-    monkeypatch.setattr(doctor, "_environment_at_start", lambda: at_start)
+    monkeypatch.setattr(environment, "applied", applied)
+    monkeypatch.setattr(environment, "before", {"OMP_NUM_THREADS"})
     if value is None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     else:

@@ -133,9 +133,7 @@ def test_exactly_the_needed_files_are_downloaded(hub: HubServer, repo: str) -> N
     assert same_content(folder, hub.repos[repo])
 
 
-def test_a_second_call_downloads_nothing_and_says_nothing(
-    hub: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_call_downloads_nothing_and_says_nothing(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
     first = local_folder(HF, progress=False)
     hub.requests.clear()
     assert local_folder(HF) == first
@@ -189,11 +187,7 @@ def test_names_outside_the_list_are_never_written(hub: HubServer, tmp_path: Path
     [
         {"sha": "../../../evil"},
         {"sha": None},
-        {
-            "siblings": [
-                {"rfilename": n, "size": 3, "blobId": "../evil"} for n in ("config.json", "model.safetensors")
-            ]
-        },
+        {"siblings": [{"rfilename": n, "size": 3, "blobId": "../evil"} for n in ("config.json", "model.safetensors")]},
         {"siblings": [{"rfilename": n} for n in ("config.json", "model.safetensors")]},
         {"siblings": [{"rfilename": n, "blobId": "0" * 40} for n in ("config.json", "model.safetensors")]},
     ],
@@ -204,9 +198,7 @@ def test_a_listing_that_cannot_be_trusted_is_refused(hub: HubServer, edit: dict,
     assert not (tmp_path / "home").exists()
 
 
-@pytest.mark.parametrize(
-    "edit", [{"siblings": [{"name": "config.json"}]}, {"siblings": 3}, {"lastModified": "soon"}]
-)
+@pytest.mark.parametrize("edit", [{"siblings": [{"name": "config.json"}]}, {"siblings": 3}, {"lastModified": "soon"}])
 def test_an_endpoint_that_is_no_hub(hub: HubServer, edit: dict) -> None:
     hub.listing_edit = edit
     assert "does not answer as a Hugging Face hub" in refusal(HF)
@@ -283,9 +275,7 @@ def test_a_busy_server_is_asked_again_with_growing_pauses(hub: HubServer, waits:
     assert waits == [2, 4, 8]
 
 
-def test_a_server_that_stays_busy_is_given_up_and_what_came_is_kept(
-    hub: HubServer, waits: list[float]
-) -> None:
+def test_a_server_that_stays_busy_is_given_up_and_what_came_is_kept(hub: HubServer, waits: list[float]) -> None:
     hub.faults[SHARD] = Fault("cut", times=1)
     hub.faults["config.json"] = Fault("status", times=99, status=429)
     message = refusal(HF)
@@ -297,9 +287,7 @@ def test_a_server_that_stays_busy_is_given_up_and_what_came_is_kept(
     assert f"at 0 of {(hub.repos[HF] / SHARD).stat().st_size:,} bytes of {SHARD}" in refusal(HF)
 
 
-def test_a_silent_server_is_not_waited_for(
-    hub: HubServer, waits: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_server_is_not_waited_for(hub: HubServer, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     hub.faults[SHARD] = Fault("stall", times=1)
     began = time.monotonic()
@@ -309,14 +297,10 @@ def test_a_silent_server_is_not_waited_for(
 
 def test_a_killed_download_is_continued_by_the_next_process(hub: HubServer, tmp_path: Path) -> None:
     hub.faults[SHARD] = Fault("stall", times=1)
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"from paddle_llava.hub import *; local_folder({HF!r})"]
-    )
+    process = subprocess.Popen([sys.executable, "-c", f"from paddle_llava.hub import *; local_folder({HF!r})"])
     half = (hub.repos[HF] / SHARD).stat().st_size // 2
     deadline = time.monotonic() + 8
-    while (
-        not (there := sum(p.stat().st_size for p in (tmp_path / "home").rglob("*.incomplete"))) > half * 0.8
-    ):
+    while not (there := sum(p.stat().st_size for p in (tmp_path / "home").rglob("*.incomplete"))) > half * 0.8:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -469,9 +453,7 @@ def test_a_bad_token_is_told_and_not_shown(
 
 
 @pytest.mark.parametrize("token", [None, "hf_good"])  # 401 or 404, as on the real one
-def test_an_unknown_name_with_the_nearest(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str | None
-) -> None:
+def test_an_unknown_name_with_the_nearest(hub: HubServer, monkeypatch: pytest.MonkeyPatch, token: str | None) -> None:
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     message = refusal("liuhaotian/llava-v1.5-7B")
@@ -534,9 +516,7 @@ def test_a_cache_that_cannot_be_made(hub: HubServer, monkeypatch: pytest.MonkeyP
 # --- folders and names ----------------------------------------------------------------------------
 
 
-def test_a_folder_is_returned_as_it_is(
-    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_returned_as_it_is(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "liuhaotian" / "llava-v1.5-7b").mkdir(parents=True)
     (tmp_path / "liuhaotian" / "llava-v1.5-7b" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
@@ -584,9 +564,7 @@ def test_a_name_without_its_owner_gets_the_nearest(hub: HubServer) -> None:
     assert "did you mean 'paddlemix/llava/llava-v1.5-7b'?" in refusal("paddlemix/llava/llava-v1.5-7")
 
 
-def test_a_paddle_name_is_the_same_weights_and_says_so_once(
-    hub: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_paddle_name_is_the_same_weights_and_says_so_once(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
     folder = local_folder("paddlemix/llava/llava-v1.5-7b", progress=False)
     assert (
         folder
@@ -622,9 +600,7 @@ def test_a_fresh_process_with_a_terminal_shows_a_bar_on_stderr(hub: HubServer) -
 
 
 def test_importing_is_light() -> None:
-    script = (
-        "import sys, paddle_llava.hub; sys.exit('huggingface_hub' in sys.modules or 'paddle' in sys.modules)"
-    )
+    script = "import sys, paddle_llava.hub; sys.exit('huggingface_hub' in sys.modules or 'paddle' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=20).returncode == 0
 
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL.Image import Image
 
 from paddle_llava.console import CONTROLS, complain, importing_paddle, note, progress_bar
-from paddle_llava.device import compute_dtype, select_device
+from paddle_llava.device import compute_dtype, default_dtype, select_device
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.pretrained import find_pretrained
 from paddle_llava.processing.loading import load_image
-from paddle_llava.processing.template_choice import template_for
 
 if TYPE_CHECKING:
     from paddle_llava.generation.session import ChatSession, TurnStats
@@ -55,30 +54,26 @@ def open_session(
     *,
     conv_mode: str | None = None,
     system: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str | None = None,
     lora_path: str | None = None,
 ) -> ChatSession:
     """A session with the model of that name or folder; whatever can be wrong is found before weights are read."""
-    template, _ = template_for({}, conv_mode)
     with importing_paddle():
         select_device(device)
         from paddle_llava.generation.session import ChatSession
         from paddle_llava.llava import LlavaForConditionalGeneration
         from paddle_llava.processing.processor import LlavaProcessor
+    dtype = dtype or default_dtype()
     compute_dtype(dtype)
     pretrained = find_pretrained(model_path)
     name = os.path.basename(os.path.abspath(model_path))
-    if conv_mode is None:
-        template, guess = template_for(pretrained.raw, folder_name=name)
-        if guess:
-            note(guess)
-    processor = LlavaProcessor.from_pretrained(pretrained.folder)
+    processor = LlavaProcessor.from_pretrained(pretrained.folder, conv_mode=conv_mode)
     with progress_bar(f"loading {name}") as progress:
         model = LlavaForConditionalGeneration.from_pretrained(
             pretrained.folder, dtype=dtype, lora_path=lora_path, progress=progress
         )
-    return ChatSession(model, processor, template=template, system=system, params=params, notice=note)
+    return ChatSession(model, processor, system=system, params=params, notice=note)
 
 
 class Chat:

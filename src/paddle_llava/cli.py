@@ -132,7 +132,9 @@ def chat_command(
         list[str] | None, typer.Option(metavar="TEXT", help="End an answer before this; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16 or float16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: float32 on the CPU, else 16 bits.")
+    ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Short for --dtype float16.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Short for --dtype bfloat16.")] = False,
     device: Device = None,
@@ -174,11 +176,11 @@ def chat_command(
     return chat.answer(prompt) if prompt else chat.through_pipe(sys.stdin)
 
 
-def _one_dtype(dtype: str | None, fp16: bool, bf16: bool) -> str:
+def _one_dtype(dtype: str | None, fp16: bool, bf16: bool) -> str | None:
     asked = [name for name, is_asked in ((dtype, dtype), ("float16", fp16), ("bfloat16", bf16)) if is_asked]
     if len(asked) > 1:
         raise LlavaError("--dtype, --fp16 and --bf16 exclude one another; give one of them")
-    return asked[0] or "float32" if asked else "float32"
+    return asked[0] if asked else None
 
 
 @app.command()

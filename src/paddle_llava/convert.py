@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def convert(
         aspect_ratio = ASPECT_RATIOS[processor.image_processor.mode]
         kept = weights.dtype("language_model.embed_tokens.weight")
         config = replace(pretrained.config, image_aspect_ratio=aspect_ratio, dtype=dtype or kept)
-        _save_processor(processor, target, layout)
+        _begin(target, processor, layout)
         tensors: TensorSource = weights
         if lora_path is not None:
             tensors = Merged(weights, read_adapter(Path(lora_path).expanduser(), pretrained.config))
@@ -57,23 +56,24 @@ def convert(
         write_checkpoint(
             target, config, tensors, layout, dtype=dtype, max_shard_bytes=max_shard_bytes, progress=progress
         )
+    (target / MARKER).unlink()
 
 
-# What an interrupted conversion leaves, before `config.json`, which is written last.
-LEFTOVERS = re.compile(r"(model|model_state|tokenizer|special_tokens_map|preprocessor_config|generation_config)\b.*")
+# Marks a folder whose conversion is under way; one that was killed leaves it, and may be written again.
+MARKER = ".incomplete"
 
 
 def _check_target(target: Path) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
+    if target.exists() and not target.is_dir():
         raise LlavaError(f"{target}: already exists and is no folder; choose another place")
-    if any(not LEFTOVERS.fullmatch(path.name) for path in target.iterdir()):
+    if target.exists() and not (target / MARKER).exists() and any(target.iterdir()):
         raise LlavaError(f"{target}: already exists and is not an empty folder; choose another place")
 
 
-def _save_processor(processor: LlavaProcessor, target: Path, layout: Layout) -> None:
+def _begin(target: Path, processor: LlavaProcessor, layout: Layout) -> None:
     try:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / MARKER).touch()
         processor.save_pretrained(target, layout)
     except OSError as error:
         raise LlavaError(f"{target}: cannot be written ({error.strerror or error})") from None

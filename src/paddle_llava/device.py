@@ -87,3 +87,8 @@ def compute_dtype(requested: str) -> tuple[str, str | None]:
     if device == "gpu" and name == "bfloat16" and paddle.device.cuda.get_device_capability()[0] < 8:
         return "float16", "this GPU is older than Ampere and has no bfloat16; computing in float16"
     return name, None
+
+
+def default_dtype() -> str:
+    """What a chat computes in unless told: float32 on the CPU, else bfloat16, or float16 where that is missing."""
+    return compute_dtype("bfloat16")[0]

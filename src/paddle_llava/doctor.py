@@ -190,6 +190,9 @@ def _environment() -> Iterator[Finding]:
             yield Finding("environment", name, f"not set; {best} is fastest", "problem", fix)
         elif environment.applied.get(name) == value:
             yield Finding("environment", name, f"{value}, set by paddle-llava")
+        elif name not in environment.before:
+            fix = f"unset {environment.OPT_OUT}"
+            yield Finding("environment", name, f"{value}, set by Paddle; {best} is fastest", "problem", fix)
         elif value == best:
             yield Finding("environment", name, f"{value}, set by you")
         else:

@@ -13,7 +13,10 @@ from functools import cache
 from pathlib import Path
 
 applied: dict[str, str] = {}
-"""The variables that `prepare` has set, as opposed to the user."""
+"""The variables that `prepare` has set."""
+
+before = frozenset(os.environ)
+"""Names of the variables that were there before: the user's, unless Paddle was imported first."""
 
 OPT_OUT = "PADDLE_LLAVA_KEEP_ENVIRONMENT"
 

@@ -29,6 +29,8 @@ class Onlooker:
 
     def prefill(self) -> None: ...
 
+    def reset(self) -> None: ...
+
     def encode_images(self, pixel_values: np.ndarray, image_sizes: np.ndarray) -> None:
         self.pixel_values, self.image_sizes = pixel_values, image_sizes
         raise Stopped

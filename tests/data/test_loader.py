@@ -177,7 +177,9 @@ def test_bad_samples_are_skipped_and_reported(
     assert len({len(rank) for rank in ranks}) == 1
     reported = [reason for rank in ranks for batch in rank for reason in batch["skipped"]]
     if world_size == 1:
-        assert sorted(names(ranks[0])) == sorted(mixture.parts[0].files[0].name(n) for n in range(21) if n not in BAD)
+        good = {mixture.parts[0].files[0].name(n) for n in range(RECORDS) if n not in BAD}
+        assert set(names(ranks[0])) == good
+        assert len(names(ranks[0])) <= len(good) + settings.batch_size  # where a batch had to be replaced
         assert len(reported) == len(BAD)
     for reason in reported:
         number = int(reason.split("record ")[1].split(":")[0])

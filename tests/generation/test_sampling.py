@@ -34,9 +34,7 @@ def test_top_k_keeps_k():
     assert set(draw(500, temperature=2.0, top_k=2)) == {0, 1}
 
 
-@pytest.mark.parametrize(
-    ("top_p", "kept"), [(0.4, {0}), (0.74, {0, 1}), (0.76, {0, 1, 2}), (1.0, {0, 1, 2, 3, 4})]
-)
+@pytest.mark.parametrize(("top_p", "kept"), [(0.4, {0}), (0.74, {0, 1}), (0.76, {0, 1, 2}), (1.0, {0, 1, 2, 3, 4})])
 def test_top_p_keeps_the_smallest_sufficient_set(top_p, kept):
     assert set(draw(800, temperature=1.0, top_p=top_p)) == kept
 

@@ -86,7 +86,9 @@ def clip_hidden_states(
     while f"layers.{number}.layer_norm1.weight" in weights:
         layer, x = f"layers.{number}", states[-1]
         normed = norm(f"{layer}.layer_norm1", x)
-        query, key, value = (split(linear(f"{layer}.self_attn.{name}", normed)) for name in ("q_proj", "k_proj", "v_proj"))
+        query, key, value = (
+            split(linear(f"{layer}.self_attn.{name}", normed)) for name in ("q_proj", "k_proj", "v_proj")
+        )
         attended = attention(query, key, value, visible).swapaxes(1, 2).reshape(x.shape)
         x = x + linear(f"{layer}.self_attn.out_proj", attended)
         hidden = activation(linear(f"{layer}.mlp.fc1", norm(f"{layer}.layer_norm2", x)))

@@ -51,9 +51,7 @@ def expected_output(
         layer = f"layers.{number}"
         normed = rms_norm(x, weights[f"{layer}.input_layernorm.weight"], config.rms_norm_eps)
         query, key, value = (
-            linear(f"{layer}.self_attn.{name}_proj", normed)
-            .reshape(*x.shape[:2], -1, config.head_dim)
-            .swapaxes(1, 2)
+            linear(f"{layer}.self_attn.{name}_proj", normed).reshape(*x.shape[:2], -1, config.head_dim).swapaxes(1, 2)
             for name in "qkv"
         )
         query, key = (turned(y, positions, config.rope_theta, config.rope_scaling_factor) for y in (query, key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -47,12 +48,11 @@ class Report:
         return sum(problem.kind == "image" for problem in self.problems)
 
     def histogram(self) -> list[tuple[int, int, int]]:
-        """(from, to, records) of about a dozen equal ranges of length, `to` included."""
+        """(from, to, records) of at most a dozen equal ranges of length, `to` included."""
         if not len(self.lengths):
             return []
-        rough = -(-int(self.lengths.max()) // BARS)
-        unit = 10 ** max(0, len(str(rough)) - 2)
-        step = -(-rough // unit) * unit
+        longest = int(self.lengths.max())
+        step = next(step for step in _round_numbers() if step * BARS >= longest)
         counts = np.bincount((self.lengths - 1) // step)
         return [(n * step + 1, (n + 1) * step, int(records)) for n, records in enumerate(counts)]
 
@@ -102,6 +102,10 @@ class Report:
             bar = "█" * -(-records * BAR_WIDTH // most)
             cut = "" if high <= self.max_length else "  beyond max_length"
             yield f"  {low:>{width},} - {high:>{width},}  {bar:<{BAR_WIDTH}} {records:,}{cut}".rstrip()
+
+
+def _round_numbers() -> Iterator[int]:
+    return (digit * 10**zeros for zeros in count() for digit in (1, 2, 5))
 
 
 def _share(part: int, whole: int) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,7 @@ from paddle_llava.processing.conversation import (
 )
 from paddle_llava.processing.loading import ImageSource
 from paddle_llava.processing.processor import LlavaProcessor, image_sources
-from paddle_llava.processing.templates import TEMPLATES, Template
+from paddle_llava.processing.templates import Template
 
 
 @dataclass
@@ -58,9 +59,9 @@ class _History:
 class ChatSession:
     """A conversation with a model: `ask` gives an answer as an iterator of text.
 
-    `model` is a `LlavaForConditionalGeneration` or any engine. `template` defaults to `vicuna_v1`; `system` replaces
-    its system text. `params` hold for every answer unless `ask` overrides them. `notice` is told, in a sentence, what
-    a person should know (default: `warnings.warn`).
+    `model` is a `LlavaForConditionalGeneration` or any engine. `template` defaults to the processor's, which is the
+    checkpoint's; `system` replaces its system text. `params` hold for every answer unless `ask` overrides them.
+    `notice` is told, in a sentence, what a person should know (default: `warnings.warn`).
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class ChatSession:
     ) -> None:
         self.engine: Engine = model if hasattr(model, "prefill") else _paddle_engine(model)
         self.processor = processor
-        template = template or TEMPLATES["vicuna_v1"]
+        template = template or processor.template
         self.template = template if system is None else replace(template, system=system)
         self.params = params or SamplingParams()
         self.notice = notice
-        self._answering: Generator[str, None, None] | None = None
+        self._answering: Callable[[], Generator[str, None, None] | None] = lambda: None
         self.reset()
 
     def reset(self) -> None:
@@ -111,13 +112,15 @@ class ChatSession:
         `reset`, ends an answer that was not read to its end.
         """
         self._leave_answer()
-        self._answering = self._ask(text, image, overrides)
-        return self._answering
+        answering = self._ask(text, image, overrides)
+        self._answering = weakref.ref(answering)
+        return answering
 
     def _leave_answer(self) -> None:
         # Else its iterator would write its turn over later ones when it is closed at last, by whoever holds it.
-        if self._answering is not None:
-            self._answering.close()
+        answering = self._answering()
+        if answering is not None:
+            answering.close()
 
     def _ask(
         self, text: str, image: ImageSource | Sequence[ImageSource] | None, overrides: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,36 @@ from paddle_llava.pretrained import find_pretrained
 from paddle_llava.processing.conversation import encode, parse_prompt
 from paddle_llava.processing.images import ImageProcessor
 from paddle_llava.processing.loading import ImageSource, load_image
+from paddle_llava.processing.template_choice import template_for
+from paddle_llava.processing.templates import TEMPLATES, Template
 from paddle_llava.processing.tokenizer import IMAGE_TOKEN, Tokenizer
 
 PREPROCESSOR, PROCESSOR = SETTINGS = ("preprocessor_config.json", "processor_config.json")
 
 
 class LlavaProcessor:
-    """The tokenizer and the image preprocessing of one checkpoint, and the configuration that joins them."""
+    """The tokenizer and the image preprocessing of one checkpoint, and the configuration that joins them.
 
-    def __init__(self, config: LlavaConfig, image_processor: ImageProcessor, tokenizer: Tokenizer) -> None:
+    `template` is the one that the checkpoint's conversations are told in, unless a session is given another.
+    """
+
+    def __init__(
+        self,
+        config: LlavaConfig,
+        image_processor: ImageProcessor,
+        tokenizer: Tokenizer,
+        template: Template = TEMPLATES["vicuna_v1"],
+    ) -> None:
+        self.template = template
         self.config = config
         self.image_processor = image_processor
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path) -> LlavaProcessor:
+    def from_pretrained(cls, name_or_path: str | Path, *, conv_mode: str | None = None) -> LlavaProcessor:
         """The processor of a published name or a folder.
+
+        `conv_mode` is the name or the file of a template to take instead of the checkpoint's.
 
         Preprocessing follows the folder's own `preprocessor_config.json`, or the `processor_config.json` that
         transformers 5 writes; without either, `image_aspect_ratio` of the configuration (original and Paddle layouts).
@@ -41,16 +56,20 @@ class LlavaProcessor:
         path = next((folder / name for name in SETTINGS if (folder / name).is_file()), None)
         settings = read_json(path) if path else None
         if settings is not None and not (folder / "config.json").is_file():
-            config = _config_from_processor(folder / PROCESSOR, settings, tokenizer)
+            raw, config = settings, _config_from_processor(folder / PROCESSOR, settings, tokenizer)
         else:
-            config = find_pretrained(folder).config
+            pretrained = find_pretrained(folder)
+            raw, config = pretrained.raw, pretrained.config
         where = str(path or folder)
         if tokenizer.image_token_id not in (None, config.image_token_id):
             raise LlavaError(
                 f"{folder}: {IMAGE_TOKEN} is token {tokenizer.image_token_id} of the tokenizer, but image token "
                 f"{config.image_token_id} in config.json; one of the two files is from another checkpoint"
             )
-        return cls(config, ImageProcessor.from_config(config, settings, where=where), tokenizer)
+        template, guessed = template_for(raw, conv_mode, Path(name_or_path).name)
+        if guessed:
+            warnings.warn(guessed, stacklevel=2)
+        return cls(config, ImageProcessor.from_config(config, settings, where=where), tokenizer, template)
 
     def save_pretrained(self, path: str | Path, layout: Layout = "hf") -> None:
         """Write the tokenizer and `preprocessor_config.json` to the folder `path`.

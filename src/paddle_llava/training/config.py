@@ -7,9 +7,11 @@ no meaning here is named in one line with the reason; an unknown one is an error
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from paddle_llava.errors import LlavaError, did_you_mean
@@ -102,34 +104,67 @@ class TrainingConfig:
         """
         raw = read_json(path)
         for key, text in (overrides or {}).items():
-            raw[key] = _value_of(text)
+            raw[key] = _value_of(text, _HINTS.get(key))
         notes = [f"{key} has no effect here: {WITHOUT_EFFECT[key]}" for key in raw if key in WITHOUT_EFFECT]
         return cls.from_dict({k: v for k, v in raw.items() if k not in WITHOUT_EFFECT}, where=str(path)), notes
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, where: str = "config") -> TrainingConfig:
-        """Settings from a dictionary. Raises `LlavaError` for unknown keys, wrong types and values out of bounds."""
-        values = _checked(cls, raw, where)
+        """Settings from a dictionary; null means what leaving a key out means.
+
+        Raises `LlavaError` for unknown keys, wrong types and values out of bounds.
+        """
+        for key in raw:
+            if key not in _HINTS:
+                raise LlavaError(f"{where}: unknown key {key[:80]!r}{did_you_mean(key, [*_HINTS, *WITHOUT_EFFECT])}")
+        given = {key: value for key, value in raw.items() if value is not None}
+        for f in fields(cls):
+            if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
+                raise LlavaError(f"{where}: {f.name} is missing")
+        values = {key: _typed(value, _HINTS[key], f"{where}: {key}") for key, value in given.items()}
         _check_splits(values["dataset"], where)
         config = cls(**values)
         config._check(where)
         return config
 
     def _check(self, where: str) -> None:
-        positive = ("max_length", "per_device_train_batch_size", "per_device_eval_batch_size", "logging_steps")
-        for key in (*positive, "gradient_accumulation_steps", "save_steps", "eval_steps", "lora_rank", "learning_rate"):
-            if getattr(self, key) <= 0:
-                raise LlavaError(f"{where}: {key} must be greater than 0, found {getattr(self, key)}")
-        if not 0 <= self.warmup_ratio <= 1:
-            raise LlavaError(f"{where}: warmup_ratio must be between 0 and 1, found {self.warmup_ratio}")
-        if not 0 <= self.lora_dropout < 1:
-            raise LlavaError(f"{where}: lora_dropout must be at least 0 and less than 1, found {self.lora_dropout}")
+        for keys, fits, said in _BOUNDS:
+            for key in keys.split():
+                value = getattr(self, key)
+                if value is not None and not fits(value):
+                    raise LlavaError(f"{where}: {key} must be {said}, found {value}")
         if self.fp16 and self.bf16:
             raise LlavaError(f"{where}: fp16 and bf16 exclude each other")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise LlavaError(f"{where}: num_train_epochs or max_steps must be greater than 0")
-        if self.do_train and not self.dataset.get("train"):
-            raise LlavaError(f"{where}: dataset.train names no data file")
+        for needed, split in ((self.do_train, "train"), (self.do_eval, "eval")):
+            if needed and not self.dataset.get(split):
+                raise LlavaError(f"{where}: do_{split} is set, but dataset.{split} names no data file")
+
+
+_HINTS = get_type_hints(TrainingConfig)
+_REPORTS = {"visualdl", "tensorboard", "none"}
+_BOUNDS: list[tuple[str, Callable[[Any], bool], str]] = [
+    ("model_name_or_path output_dir", lambda text: text.strip() != "", "a name or a path"),
+    (
+        "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps "
+        "save_steps eval_steps save_total_limit lora_rank",
+        lambda number: number > 0,
+        "greater than 0",
+    ),
+    (
+        "learning_rate mm_projector_lr vision_tower_lr lora_alpha adam_epsilon",
+        lambda number: 0 < number < math.inf,
+        "greater than 0",
+    ),
+    ("warmup_steps dataloader_num_workers seed", lambda number: number >= 0, "0 or more"),
+    ("weight_decay max_grad_norm", lambda number: 0 <= number < math.inf, "0 or more"),
+    ("num_train_epochs", math.isfinite, "a number"),
+    ("warmup_ratio", lambda share: 0 <= share <= 1, "between 0 and 1"),
+    ("lora_dropout adam_beta1 adam_beta2", lambda share: 0 <= share < 1, "at least 0 and less than 1"),
+    ("sharding_parallel_degree tensor_parallel_degree", lambda n: n > 0 or n == -1, "greater than 0, or -1 for any"),
+    ("report_to", _REPORTS.issuperset, f"among {', '.join(sorted(_REPORTS))}"),
+]
 
 
 def overrides_from(arguments: Sequence[str]) -> dict[str, str]:
@@ -144,25 +179,25 @@ def overrides_from(arguments: Sequence[str]) -> dict[str, str]:
     return overrides
 
 
-def _value_of(text: str) -> Any:
+def _value_of(text: str, hint: Any) -> Any:
+    """What `text` from the command line means for a field of the type `hint`: JSON, unless text is wanted."""
+    if text in ("null", "None"):
+        return None
+    kinds = _kinds(hint)
+    if str in kinds or get_origin(hint) is Literal:
+        return text
+    if bool in kinds:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _checked(cls: type, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    known = {f.name: f for f in fields(cls)}
-    for key in raw:
-        if key not in known:
-            raise LlavaError(f"{where}: unknown key {key!r}{did_you_mean(key, [*known, *WITHOUT_EFFECT])}")
-    missing = [
-        name for name, f in known.items() if name not in raw and f.default is MISSING and f.default_factory is MISSING
-    ]
-    if missing:
-        raise LlavaError(f"{where}: {missing[0]} is missing")
-    hints = get_type_hints(cls)
-    return {key: _typed(value, hints[key], f"{where}: {key}") for key, value in raw.items()}
+def _kinds(hint: Any) -> list[Any]:
+    """The types that a field's annotation allows, beside None."""
+    options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    return [option for option in options if option is not type(None)]
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
@@ -170,24 +205,23 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             allowed = ", ".join(map(repr, get_args(hint)))
-            raise LlavaError(f"{where} must be one of {allowed}, found {value!r}")
+            raise LlavaError(f"{where} must be one of {allowed}, found {str(value)[:80]!r}")
         return value
-    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
-    if value is None and type(None) in get_args(hint):
-        return None
-    if hint == list[str] or list[str] in kinds:
-        if isinstance(value, str):
-            return value if str in kinds else [value]
+    (kind,) = _kinds(hint)
+    if kind == list[str]:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return value
-        raise LlavaError(f"{where} must be a list of strings, found {value!r}")
-    if str(hint).startswith("dict"):
+        if isinstance(value, str):
+            return [value]
+        raise LlavaError(f"{where} must be a list of strings, found {str(value)[:80]!r}")
+    if get_origin(kind) is dict:
         return value
-    kind = kinds[0]
+    if type(value) is int and abs(value) >= 2**63:
+        raise LlavaError(f"{where} is too large")
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise LlavaError(f"{where} must be of type {kind.__name__}, found {value!r}")
+        raise LlavaError(f"{where} must be of type {kind.__name__}, found {str(value)[:80]!r}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""A run as it goes: one live line at a terminal, one JSON line a step in `trainer_log.jsonl`."""
+"""A run as it goes: one live line at a terminal, plain lines in a pipe, one JSON line a step in `trainer_log.jsonl`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,28 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import paddle
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from paddle_llava.console import CONTROLS, note
+from paddle_llava.training.trackers import Trackers
+
 FILE = "trainer_log.jsonl"
+STEPS_BEFORE_ESTIMATE = 10
+
+
+def tell(text: str) -> None:
+    """Say something to a person on stderr: a line as a note, several as the block that they are, its columns kept."""
+    lines = CONTROLS.sub("?", text).splitlines()
+    if len(lines) == 1:
+        note(lines[0])
+    else:
+        print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 class TrainingLog:
@@ -23,35 +37,57 @@ class TrainingLog:
     """
 
     def __init__(
-        self, output_dir: Path, total_steps: int, first_step: int, *, every: int, live: bool, quiet: bool = False
+        self,
+        output_dir: Path,
+        total_steps: int,
+        first_step: int,
+        *,
+        every: int,
+        live: bool,
+        quiet: bool = False,
+        report_to: Sequence[str] = (),
     ) -> None:
         self._path = Path(os.devnull) if quiet else output_dir / FILE
+        self._quiet = quiet
         self._every = every
+        self._total, self._first = total_steps, first_step
         self._sums: dict[str, float] = {}
-        self._started = time.perf_counter()
         output_dir.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(self._path) if line.get("step", 0) <= first_step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[said]}"))
+        self._trackers = Trackers([] if quiet else report_to, output_dir)
+        if self._path.is_file():
+            kept = [line for line in _lines(self._path) if line.get("step", 0) <= first_step]
+            part = self._path.with_suffix(".tmp")
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(part, self._path)
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=16), TextColumn("{task.fields[said]}"))
         console = Console(file=sys.stderr)
         self._progress = Progress(
-            *columns, TimeRemainingColumn(), console=console, disable=not live or not console.is_terminal
+            *columns,
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=quiet or not live or not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=total_steps, completed=first_step, said="")
         self._plain = not quiet and not (live and console.is_terminal)
+        self._started = time.perf_counter()
+        self._after_first = self._started
 
     def __enter__(self) -> TrainingLog:
         self._progress.start()
+        self._started = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        self._trackers.close()
 
-    def step(self, step: int, loss: float, learning_rate: float, counts: Mapping[str, int]) -> None:
-        """Report optimizer step `step` (from 1): `counts` of `tokens` in all, `useful` ones (no padding), `targets`."""
+    def step(self, step: int, loss: float, learning_rate: float, counts: Mapping[str, float]) -> None:
+        """Report optimizer step `step` (from 1): `counts` of `tokens` in all, `useful` ones (no padding), `targets`,
+        over all processes, and the norm of the gradient as `grad_norm`."""
+        self._estimate(step)
         for key, value in {"steps": 1, "loss": loss, **counts}.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
-        if step % self._every:
+        if step % self._every and step != self._total:
             self._progress.update(self._task, completed=step)
             return
         sums, now = self._sums, time.perf_counter()
@@ -60,10 +96,12 @@ class TrainingLog:
             "step": step,
             "loss": round(sums["loss"] / sums["steps"], 6),
             "learning_rate": learning_rate,
+            "grad_norm": round(sums.get("grad_norm", 0.0) / sums["steps"], 6),
             "tokens_per_second": round(sums["useful"] / seconds, 1),
             "useful": round(sums["useful"] / max(sums["tokens"], 1), 4),
             "targets": int(sums["targets"]),
             "seconds": round(seconds, 3),
+            "peak_memory_gib": round(peak_memory() / 2**30, 3),
         }
         self.write(line)
         said = (
@@ -72,13 +110,46 @@ class TrainingLog:
         )
         self._progress.update(self._task, completed=step, said=said)
         if self._plain:
-            print(f"step {step}  {said}", file=sys.stderr, flush=True)
+            print(f"step {step:>{len(str(self._total))}}/{self._total}  {said}", file=sys.stderr, flush=True)
         self._sums, self._started = {}, now
+
+    def _estimate(self, step: int) -> None:
+        """Say how long the rest takes once ten steps are done; the first, which warms up, is not counted."""
+        done = step - self._first
+        if done == 1:
+            self._after_first = time.perf_counter()
+        if done == STEPS_BEFORE_ESTIMATE and step < self._total and not self._quiet:
+            each = (time.perf_counter() - self._after_first) / (done - 1)
+            tell(f"about {duration(each * (self._total - step))} for the {self._total - step:,} steps that are left")
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one JSON line, such as an evaluation's."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self._trackers.write(line)
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min`, `2 d 5 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def peak_memory() -> int:
+    """Bytes: the most that this process has held so far, on its device, or on a CPU in main memory."""
+    if not paddle.get_device().startswith("cpu"):
+        return int(paddle.device.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def read_log(output_dir: Path) -> list[dict[str, Any]]:
@@ -90,9 +161,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:  # the line that a killed run was writing
+            line = json.loads(text)
+        except ValueError:  # the line that a killed run was writing
             continue
+        if isinstance(line, dict):
+            lines.append(line)
     return lines

@@ -1,13 +1,25 @@
-"""Several processes under `paddle.distributed.launch`: each takes its share of the batches, gradients are summed."""
+"""Several processes under `paddle.distributed.launch`: each takes its share of the batches, gradients are summed.
+
+What one process meets (a bad record, a signal) all of them hear of before they wait for one another again: none waits
+for ever, and all end with the same words.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle import Tensor
+
+from paddle_llava.errors import LlavaError
+from paddle_llava.training.checkpoint import _optimizer_slots
+
+T = TypeVar("T")
+_LONGEST_MESSAGE = 2048
 
 
 @dataclass(frozen=True)
@@ -24,13 +36,27 @@ class World:
             dist.init_parallel_env()
         return cls(dist.get_rank(), dist.get_world_size())
 
-    def sum(self, value: float) -> float:
-        """The sum of `value` over all processes, in float64."""
+    def sum(self, *values: float) -> list[float]:
+        """The sum of each of `values` over all processes, in float64."""
         if self.size == 1:
-            return value
-        tensor = paddle.to_tensor(float(value), dtype="float64")
-        dist.all_reduce(tensor)
-        return float(tensor)
+            return list(values)
+        tensor = paddle.to_tensor(list(map(float, values)), dtype="float64")
+        _exchange(lambda: dist.all_reduce(tensor))
+        return tensor.tolist()
+
+    def together(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` gives here; if it raises `LlavaError` anywhere, the first process's is raised everywhere."""
+        error, result = None, None
+        try:
+            result = attempt()
+        except LlavaError as found:
+            if self.size == 1:
+                raise
+            error = found
+        failed = np.flatnonzero(self.sum(*(float(bool(error) and rank == self.rank) for rank in range(self.size))))
+        if len(failed):
+            raise LlavaError(self._message(str(error), int(failed[0])))
+        return result  # type: ignore[return-value]
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Sum the gradients over all processes.
@@ -43,4 +69,77 @@ class World:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = paddle.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+            _exchange(lambda gradient=parameter.grad: dist.all_reduce(gradient))
+
+    def _message(self, text: str, source: int) -> str:
+        """The `text` of the process `source`."""
+        own = text.encode()[:_LONGEST_MESSAGE] if self.rank == source else b""
+        padded = np.frombuffer(own.ljust(_LONGEST_MESSAGE, b"\0"), np.uint8)
+        return bytes(map(int, self.sum(*padded))).rstrip(b"\0").decode(errors="ignore")
+
+
+class ShardedOptimizer:
+    """ZeRO stage 1 (Rajbhandari et al. 2020, arXiv:1910.02054): each process keeps the optimizer's state for its share
+    of the parameters, updates these, and sends them to the others. A step is that of the whole optimizer, bit for bit.
+    """
+
+    def __init__(self, optimizer: paddle.optimizer.Optimizer, parameters: dict[str, Tensor], world: World) -> None:
+        self.optimizer = optimizer
+        self.parameters = parameters
+        self.world = world
+        loads = [0] * world.size
+        self.owners: dict[str, int] = {}
+        for name in sorted(parameters, key=lambda name: -int(parameters[name].size)):
+            self.owners[name] = owner = loads.index(min(loads))
+            loads[owner] += int(parameters[name].size)
+
+    def step(self) -> None:
+        """Update the parameters from gradients that are summed already."""
+        reached = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
+        if self.optimizer._grad_clip is not None:
+            # By the norm over all; the optimizer's own clipping of a share then finds nothing to do.
+            clipped = self.optimizer._grad_clip([(parameter, parameter.grad) for parameter in reached])
+            for parameter, gradient in clipped:
+                parameter.grad = gradient
+        for name in self._others():
+            self.parameters[name].clear_gradient(set_to_zero=False)
+        self.optimizer.step()
+        for name, parameter in self.parameters.items():
+            _exchange(lambda parameter=parameter, source=self.owners[name]: dist.broadcast(parameter, source))
+
+    def gather(self) -> None:
+        """Let every process hold the whole state, for a checkpoint; `drop_others` ends it."""
+        for key, slot in _optimizer_slots(self.optimizer, self.parameters).items():
+            owner = self.owners[key.rpartition("/")[0]]
+            _exchange(lambda slot=slot, source=owner: dist.broadcast(slot, source))
+
+    def drop_others(self) -> None:
+        """Free the state of the parameters that other processes update."""
+        for name in self._others():
+            parameter = self.parameters[name]
+            master = self.optimizer._master_weights.pop(parameter.name, None)
+            key = parameter.name if master is None else master.name
+            for slots in self.optimizer._accumulators.values():
+                slots.pop(key, None)
+            self.optimizer._already_create_accumulater.discard(parameter.name)
+
+    def state_bytes(self) -> int:
+        """What this process holds of the optimizer's state."""
+        return sum(
+            int(tensor.size) * tensor.element_size()
+            for slots in self.optimizer._accumulators.values()
+            for tensor in slots.values()
+        )
+
+    def _others(self) -> list[str]:
+        return [name for name, owner in self.owners.items() if owner != self.world.rank]
+
+
+def _exchange(run: Callable[[], object]) -> None:
+    try:
+        run()
+    except (RuntimeError, OSError, ValueError):
+        raise LlavaError(
+            "another process of this run has ended or cannot be reached; its own log says why "
+            "(log/workerlog.* beside where the run was started)"
+        ) from None

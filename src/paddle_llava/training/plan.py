@@ -24,22 +24,35 @@ class Plan:
     training_bytes: int
 
     def lines(self) -> list[str]:
-        """The plan as a person reads it."""
+        """The plan as a person reads it, in columns."""
         learning = sum(learn for learn, _ in self.parameters.values())
-        total = sum(all_ for _, all_ in self.parameters.values())
-        parts = [
-            f"  {part:<16}{all_ / 1e6:>12,.2f} M   {'learns' if learn == all_ else f'{learn / 1e6:,.2f} M learn'}"
-            if learn
-            else f"  {part:<16}{all_ / 1e6:>12,.2f} M   frozen"
-            for part, (learn, all_) in self.parameters.items()
-        ]
+        total = sum(in_all for _, in_all in self.parameters.values())
+        sequences = "sequence" if self.sequences_a_step == 1 else "sequences"
         return [
-            f"{learning / 1e6:,.2f} M of {total / 1e6:,.2f} M parameters learn:",
-            *parts,
-            f"{self.steps:,} steps of {self.sequences_a_step} sequences, at most {self.tokens_a_step:,} tokens each",
-            f"memory: {self.weight_bytes / 2**30:.1f} GiB of weights, {self.training_bytes / 2**30:.1f} GiB of "
-            "gradients and optimizer state, and the activations",
+            f"plan        {_millions(learning)} of {_millions(total)} parameters learn",
+            *(
+                f"  {part:<16}{_millions(in_all):>12}   {_said(learn, in_all)}"
+                for part, (learn, in_all) in self.parameters.items()
+            ),
+            f"  {'steps':<16}{self.steps:>12,}   {self.sequences_a_step:,} {sequences} each, at most "
+            f"{self.tokens_a_step:,} tokens",
+            f"  {'memory':<16}{_gib(self.weight_bytes + self.training_bytes):>12}   {_gib(self.weight_bytes)} weights, "
+            f"{_gib(self.training_bytes)} gradients and optimizer; activations come on top",
         ]
+
+
+def _said(learn: int, in_all: int) -> str:
+    if not learn:
+        return "frozen"
+    return "learns" if learn == in_all else f"{_millions(learn)} learn"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.2f} M"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
 
 
 def make_plan(model: nn.Layer, config: TrainingConfig, steps: int, world_size: int) -> Plan:

@@ -1,0 +1,91 @@
+"""The plain training loop of eye and tongue: batches made ahead, AdamW, checkpoints that a stopped run goes on from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import paddle
+from paddle import Tensor, nn
+
+from paddle_llava.data.pool import runner
+from paddle_llava.training.checkpoint import TrainerState, checkpoint_folders, load_checkpoint, save_checkpoint
+from paddle_llava.training.optimizer import trainable
+from paddle_llava.training.recipe import _stop_requests
+
+Say = Callable[[str], object]
+WARMUP, COOLDOWN = 100, 0.3
+
+
+class Maker(Protocol):
+    """Makes the batch of any step by itself, in whatever process."""
+
+    def batch(self, step: int) -> dict[str, Any]: ...
+
+
+def fit(
+    layer: nn.Layer,
+    maker: Maker,
+    loss_of: Callable[[dict[str, Any]], Tensor],
+    folder: Path,
+    *,
+    steps: int,
+    learning_rate: float,
+    judge: Callable[[], dict[str, float]],
+    judge_every: int,
+    say: Say,
+    workers: int = 1,
+) -> bool:
+    """Train `layer` for `steps`; False when SIGTERM stopped it before, with a checkpoint in `folder`.
+
+    The rate warms up, stays, and falls to nothing over the last third. `judge` gives held-out figures, which go to
+    `log.jsonl` with the loss.
+    """
+    schedule = paddle.optimizer.lr.LambdaDecay(
+        learning_rate, lambda step: min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
+    )
+    optimizer = paddle.optimizer.AdamW(
+        schedule,
+        beta2=0.98,
+        parameters=list(trainable(layer).values()),
+        weight_decay=0.02,
+        apply_decay_param_fun=lambda name: True,
+        grad_clip=nn.ClipGradByGlobalNorm(1.0),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    state, found = TrainerState(), checkpoint_folders(folder)
+    if found:
+        state = load_checkpoint(found[-1], layer, optimizer, {})
+        say(f"going on from {found[-1]}")
+    losses, started, first = [], time.monotonic(), state.step
+    with (
+        runner(maker, workers) as run,
+        _stop_requests() as stop_requested,
+        (folder / "log.jsonl").open("a") as log,
+    ):
+        for batch in run("batch", ((step,) for step in range(state.step, steps)), 4):
+            layer.train()
+            loss = loss_of(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.clear_grad()
+            schedule.step()
+            losses.append(float(loss))
+            state.step += 1
+            ended = state.step == steps
+            if state.step % judge_every == 0 or ended or stop_requested():
+                layer.eval()
+                with paddle.no_grad():
+                    figures = judge()
+                rate = (state.step - first) / (time.monotonic() - started)
+                line = {"step": state.step, "loss": sum(losses) / len(losses), "steps_a_second": rate, **figures}
+                losses = []
+                print(json.dumps({key: round(value, 4) for key, value in line.items()}), file=log, flush=True)
+                say(", ".join(f"{key} {value:.4g}" for key, value in line.items()))
+                save_checkpoint(folder, layer, optimizer, state, keep=1)
+            if stop_requested() and not ended:
+                return False
+    return True

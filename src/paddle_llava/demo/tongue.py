@@ -1,0 +1,153 @@
+"""The tongue's own pretraining, what Vicuna's is to LLaVA: the decoder learns to converse about scenes, without pixels.
+
+A picture's place is taken by the contents of its cells, through a throw-away layer of the projector's kind. What the
+decoder learns that way (to look up, count, compare, and answer in two languages) is what it needs before features,
+and costs no tower.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from paddle_llava.data.encoding import IGNORED, EncodedSample, encode_sample
+from paddle_llava.data.records import Sample
+from paddle_llava.demo.cells import WIDTH, as_numbers, cells_of
+from paddle_llava.demo.dialogues import Turn, dialogue
+from paddle_llava.demo.kinds import Split
+from paddle_llava.demo.loop import Say, fit
+from paddle_llava.demo.model import TEMPLATE
+from paddle_llava.demo.scenes import draw_scene
+from paddle_llava.llava import LlavaForConditionalGeneration
+from paddle_llava.processing.conversation import Message
+from paddle_llava.processing.processor import LlavaProcessor
+
+TURNS = 12
+SMALL = 64  # pixels: enough to know who covers what
+SEEDS_A_STEP = 1000
+
+
+class Conversations:
+    """Batches of conversations with the cells of their scenes."""
+
+    def __init__(self, processor: LlavaProcessor, batch_size: int, split: Split = "train", seed: int = 0) -> None:
+        self.processor, self.batch_size, self.split, self.seed = processor, batch_size, split, seed
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """`cells` [conversations, cells, WIDTH], `input_ids` and `labels` [conversations, longest], and `lengths`.
+
+        Labels are moved left by one, as `collate` makes them. `weights` [targets] make long answers count more than
+        short ones, but not as much as they are longer. `kinds` names the kind of each answer, in order.
+        """
+        vision = self.processor.config.vision
+        first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
+        samples, cells, kinds = [], [], []
+        for seed in range(first, first + self.batch_size):
+            scene = draw_scene(seed, size=SMALL, split=self.split)
+            turns = dialogue(scene, seed, turns=TURNS)
+            samples.append(encoded(turns, self.processor))
+            cells.append(as_numbers(cells_of(scene, vision.image_size // vision.patch_size)))
+            kinds += [turn.kind for turn in turns]
+        longest = max(map(len, samples))
+        input_ids = np.full((len(samples), longest), self.processor.padding_id, np.int64)
+        labels = np.full((len(samples), longest), IGNORED, np.int64)
+        for row, sample in enumerate(samples):
+            input_ids[row, : len(sample)] = sample.input_ids
+            labels[row, : len(sample) - 1] = sample.labels[1:]
+        lengths = [[len(sample), longest - len(sample)] if len(sample) < longest else [longest] for sample in samples]
+        sizes = np.concatenate([answer_sizes(row) for row in labels])
+        weights = np.repeat(sizes**-0.5, sizes).astype(np.float32)
+        return {
+            "cells": np.stack(cells),
+            "input_ids": input_ids,
+            "labels": labels,
+            "lengths": lengths,
+            "weights": weights / weights.sum(),
+            "sizes": sizes,
+            "kinds": kinds,
+        }
+
+
+class Tongue(nn.Layer):
+    """The decoder under training and the layer that stands for eye and projector."""
+
+    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        width = model.config.text.hidden_size
+        self.language_model = model.language_model
+        self.reader = nn.Sequential(nn.Linear(WIDTH, width), nn.GELU(), nn.Linear(width, width))
+        self._embed, self._logits = model.embed, model.logits
+
+    def target_logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The logits [targets, vocab_size] of all targets in their order, and the targets [targets]."""
+        features = self.reader(paddle.to_tensor(batch["cells"]))
+        embeds = self._embed(paddle.to_tensor(batch["input_ids"]), [features.flatten(0, 1)])
+        positions = paddle.arange(embeds.shape[1]).unsqueeze(0)
+        hidden_states = self.language_model(embeds, positions, lengths=batch["lengths"])
+        labels = batch["labels"].ravel()
+        targets = np.flatnonzero(labels != IGNORED)
+        chosen = paddle.gather(hidden_states.flatten(0, 1), paddle.to_tensor(targets))
+        return self._logits(chosen), paddle.to_tensor(labels[targets])
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        logits, targets = self.target_logits(batch)
+        losses = F.cross_entropy(logits, targets, reduction="none").flatten()
+        return (losses * paddle.to_tensor(batch["weights"])).sum()
+
+    def judge(self, batches: list[dict[str, Any]]) -> dict[str, float]:
+        """Of each kind, the share of answers of which every token is the likeliest one after those before it."""
+        right: dict[str, list[bool]] = {}
+        for batch in batches:
+            logits, targets = self.target_logits(batch)
+            hits = (logits.argmax(-1) == targets).numpy()
+            starts = np.cumsum(batch["sizes"]) - batch["sizes"]
+            for kind, whole in zip(batch["kinds"], np.logical_and.reduceat(hits, starts), strict=True):
+                right.setdefault(kind, []).append(bool(whole))
+        return {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
+
+
+def train_tongue(
+    folder: Path, base: Path, *, steps: int, batch_size: int, learning_rate: float, say: Say
+) -> Tongue | None:
+    """The decoder of the checkpoint `base` after `steps`, checkpoints in `folder`; None when it was stopped before."""
+    processor = LlavaProcessor.from_pretrained(base)
+    model = LlavaForConditionalGeneration.from_pretrained(base)
+    paddle.seed(2)
+    tongue = Tongue(model)
+    for parameter in tongue.parameters():
+        parameter.stop_gradient = False
+    held_out = [Conversations(processor, 20, "heldout").batch(step) for step in range(5)]
+    done = fit(
+        tongue,
+        Conversations(processor, batch_size),
+        tongue.loss,
+        folder,
+        steps=steps,
+        learning_rate=learning_rate,
+        judge=lambda: tongue.judge(held_out),
+        judge_every=min(250, steps),
+        say=say,
+    )
+    return tongue if done else None
+
+
+def encoded(turns: list[Turn], processor: LlavaProcessor) -> EncodedSample:
+    """A conversation about one picture as `llava finetune` would read it; the picture itself is not looked at."""
+    messages = []
+    for number, turn in enumerate(turns):
+        messages.append(Message("user", turn.question, images=int(number == 0)))
+        messages.append(Message("assistant", turn.answer))
+    sample = Sample(("picture",), tuple(messages), 1, "street")
+    limit = processor.config.text.max_position_embeddings
+    return encode_sample(sample, processor, TEMPLATE, limit)
+
+
+def answer_sizes(labels: np.ndarray) -> np.ndarray:
+    """How many targets each answer of a row has, in order."""
+    edges = np.diff(np.concatenate([[0], (labels != IGNORED).astype(np.int8), [0]]))
+    return np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)

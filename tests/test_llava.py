@@ -1,0 +1,163 @@
+"""The model that users hold: loading, saving, and what `generate` takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_llava import LlavaError, LlavaForConditionalGeneration, LlavaProcessor
+from paddle_llava.checkpoints.names import stored_names
+from paddle_llava.checkpoints.write import ArraySource, write_checkpoint
+from paddle_llava.config import ORIGINAL_IMAGE_TOKEN_ID, Layout
+from reference_cases import CASES, CHECKPOINTS, FIXTURES
+
+
+def weights(model: LlavaForConditionalGeneration) -> dict[str, np.ndarray]:
+    return {name: weight.numpy() for name, weight in model.state_dict().items()}
+
+
+def stored(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file as float32, read by its definition."""
+    data = (folder / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        raw = data[begin:end]
+        if entry["dtype"] == "BF16":
+            values = (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = np.frombuffer(raw, {"F16": np.float16, "F32": np.float32}[entry["dtype"]]).astype(np.float32)
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_weights_are_those_of_the_file(name: str) -> None:
+    """Of float16 and of bfloat16 files."""
+    model, expected = LlavaForConditionalGeneration.from_pretrained(FIXTURES / name), stored(FIXTURES / name)
+    found = {name.replace(".vision_model.", "."): weight for name, weight in expected.items()}
+    assert len(found) == len(model.state_dict())
+    linear = model.language_model.layers[1].mlp.down_proj.weight.numpy()
+    (theirs,) = (weight for name, weight in expected.items() if name.endswith("layers.1.mlp.down_proj.weight"))
+    assert np.array_equal(linear, theirs.T)
+    norms = [weight for name, weight in expected.items() if name.endswith("pre_layrnorm.bias")]
+    assert np.array_equal(model.vision_tower.pre_layernorm.bias.numpy(), norms[0])
+    total = sum(float(np.abs(weight).sum(dtype=np.float64)) for weight in weights(model).values())
+    assert total == pytest.approx(sum(float(np.abs(w).sum(dtype=np.float64)) for w in expected.values()), rel=1e-9)
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    model = LlavaForConditionalGeneration.from_pretrained(FIXTURES / "v1_5", progress=lambda *step: told.append(step))
+    count = len(model.state_dict())
+    assert told == [(done, count) for done in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "fp16"])
+def test_the_cpu_says_that_it_computes_in_float32(dtype: str) -> None:
+    with pytest.warns(UserWarning, match="has no matrix product on the CPU in Paddle; computing in float32"):
+        model = LlavaForConditionalGeneration.from_pretrained(FIXTURES / "v1_5", dtype=dtype)
+    assert {weight.dtype for weight in model.state_dict().values()} == {paddle.float32}
+    assert model.config.dtype == "float32"
+    assert paddle.get_default_dtype() == "float32"
+
+
+def test_an_unknown_dtype() -> None:
+    with pytest.raises(LlavaError, match=r"dtype 'bfloat61' is .*did you mean 'bfloat16'"):
+        LlavaForConditionalGeneration.from_pretrained(FIXTURES / "v1_5", dtype="bfloat61")
+
+
+def test_a_checkpoint_that_lacks_tensors(tmp_path: Path) -> None:
+    """The weights of one model and the configuration of another."""
+    shutil.copy(FIXTURES / "v1_5" / "model.safetensors", tmp_path)
+    shutil.copy(FIXTURES / "v1_6" / "config.json", tmp_path)
+    with pytest.raises(LlavaError, match="missing: .*image_newline.*lm_head.weight"):
+        LlavaForConditionalGeneration.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("layout", ["hf", "original", "paddle"])
+def test_saved_and_loaded(name: str, layout: Layout, tmp_path: Path) -> None:
+    model = LlavaForConditionalGeneration.from_pretrained(FIXTURES / name)
+    model.save_pretrained(tmp_path, layout)
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    first, second = weights(model), weights(again)
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    assert (again.config.text, again.config.vision) == (model.config.text, model.config.vision)
+    kept = ("image_token_id", "image_grid_pinpoints", "has_image_newline", "vision_feature_layer", "keep_cls", "dtype")
+    assert [getattr(again.config, field) for field in kept] == [getattr(model.config, field) for field in kept]
+
+
+def test_an_original_vocabulary_gets_an_image_token(tmp_path: Path) -> None:
+    """Which the hf layout needs: 64 rows more, of which `<image>` is the first."""
+    twin = LlavaForConditionalGeneration.from_pretrained(FIXTURES / "v1_6")
+    size = 500
+    arrays = weights(twin)
+    arrays["language_model.embed_tokens.weight"] = arrays["language_model.embed_tokens.weight"][:size]
+    arrays["lm_head.weight"] = np.ascontiguousarray(arrays["lm_head.weight"][:, :size])
+    text = replace(twin.config.text, vocab_size=size, pad_token_id=None)
+    config = replace(twin.config, text=text, image_token_id=ORIGINAL_IMAGE_TOKEN_ID)
+    write_checkpoint(tmp_path / "original", config, ArraySource(arrays), "original")
+    original = LlavaForConditionalGeneration.from_pretrained(tmp_path / "original")
+    assert original.config.image_token_id == ORIGINAL_IMAGE_TOKEN_ID
+
+    original.save_pretrained(tmp_path / "hf")
+    grown = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf")
+    assert (grown.config.image_token_id, grown.config.text.pad_token_id) == (size, size + 1)
+    assert grown.config.text.vocab_size == size + 64
+    table, head = grown.language_model.embed_tokens.weight.numpy(), grown.lm_head.weight.numpy()
+    assert np.array_equal(table[:size], arrays["language_model.embed_tokens.weight"])
+    assert np.array_equal(head[:, :size], arrays["lm_head.weight"])
+    assert np.abs(table[size:] - table[:size].mean(axis=0)).max() < 1e-6
+    assert np.abs(head[:, size:] - head[:, :size].mean(axis=1, keepdims=True)).max() < 1e-6
+    assert stored_names(grown.config, "hf").keys() == grown.state_dict().keys()
+
+
+@pytest.fixture(scope="module")
+def given() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    folder = FIXTURES / "v1_5"
+    return LlavaForConditionalGeneration.from_pretrained(folder), LlavaProcessor.from_pretrained(folder)
+
+
+def test_tensors_and_arrays_are_taken_alike(given: Any) -> None:
+    model, processor = given
+    case = CASES["batch"]
+    tensors = processor(list(case.prompts), case.pictures)
+    arrays = processor.prepare(list(case.prompts), case.pictures)
+    assert all(isinstance(tensor, paddle.Tensor) for tensor in tensors.values())
+    assert np.array_equal(model(**tensors).logits.numpy(), model(**arrays).logits.numpy())
+    new = model.generate(**tensors, max_new_tokens=5)
+    assert isinstance(new, paddle.Tensor)
+    assert new.dtype == paddle.int64
+    assert new.shape == [3, 5]
+    assert np.array_equal(new.numpy(), model.generate(**arrays, max_new_tokens=5).numpy())
+
+
+def test_settings_of_generate(given: Any) -> None:
+    model, processor = given
+    inputs = processor("USER: hi ASSISTANT:")
+    drawn = [model.generate(**inputs, max_new_tokens=9, temperature=2.0, seed=seed).tolist() for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(TypeError, match=r"unknown settings \['do_sample'\]"):
+        model.generate(**inputs, do_sample=False)
+    with pytest.raises(LlavaError, match="temperature must be"):
+        model.generate(**inputs, temperature=-1.0)
+
+
+def test_a_prompt_that_is_too_long(given: Any) -> None:
+    model, processor = given
+    limit = model.config.text.max_position_embeddings
+    with pytest.raises(LlavaError, match=f"leaves no room for an answer: the model holds {limit}"):
+        model.generate(**processor("lake " * limit))
