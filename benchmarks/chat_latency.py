@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+
 from peers import Peer, machine, prepare, scratch_folder, spread, table
 
 QUESTIONS = (
@@ -36,9 +37,9 @@ def main() -> None:
     print(f"### Chat latency, {options.shape} shape, float32\n\n{machine(options.threads)}", flush=True)
     with scratch_folder(options.scratch) as scratch:
         folder = scratch / options.shape
-        with Peer("random_checkpoint") as builder:
+        with Peer("random_checkpoint:Builder") as builder:
             builder.call("build", folder, options.shape, "float16")
-        with Peer("paddle_peer") as ours, Peer("transformers_peer") as theirs:
+        with Peer("paddle_peer:PaddlePeer") as ours, Peer("transformers_peer:TransformersPeer") as theirs:
             ours.call("load", folder)
             theirs.call("load", folder)
             _conversation(ours, theirs, folder, options.tokens, QUESTIONS[:2])  # warms both up

@@ -10,6 +10,7 @@ Paddle's, to the original and back. Exits with 1 when a conversion's memory goes
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 from peers import GIB, Memory, Peer, machine, prepare, scratch_folder, spread, table, watched
 
-PEERS = {"paddle-llava": "paddle_peer", "transformers": "transformers_peer"}
+PEERS = {"paddle-llava": "paddle_peer:PaddlePeer", "transformers": "transformers_peer:TransformersPeer"}
 LAYOUTS = ("hf", "paddle", "original", "hf")
 
 
@@ -46,15 +47,15 @@ def main() -> None:
     print(machine(options.threads), end="", flush=True)
     with scratch_folder(options.scratch) as scratch:
         folder = scratch / "0-hf"
-        with Peer("random_checkpoint") as builder:
+        with Peer("random_checkpoint:Builder") as builder:
             shard = builder.call("build", folder, "7B", "float16", options.layers, options.shards)
-        print(f"- {_size(folder) / GIB:.2f} GiB of float16 in {options.shards} shards, page cache warm\n", flush=True)
-        rounds = [{name: _load(module, folder) for name, module in PEERS.items()} for _ in range(options.rounds + 1)]
+        shards = len([*folder.glob("*.safetensors")])
+        print(f"- {_size(folder) / GIB:.2f} GiB of float16 in {shards} shards, page cache warm\n", flush=True)
+        rounds = [{peer: _load(name, folder) for peer, name in PEERS.items()} for _ in range(options.rounds + 1)]
         print(_load_report(rounds[1:]), flush=True)  # the first has warmed the page cache
         conversions = []
-        for number, step in enumerate(zip(LAYOUTS, LAYOUTS[1:], strict=False)):
-            folders = [scratch / f"{number + i}-{layout}" for i, layout in enumerate(step)]
-            conversions.append(_convert(*folders, step, shard))
+        for number, (source, target) in enumerate(itertools.pairwise(LAYOUTS)):
+            conversions.append(_convert(scratch, number, source, target, shard))
     print(_conversion_report(conversions))
     _verdict(conversions)
 
@@ -69,18 +70,20 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _load(module: str, folder: Path) -> Load:
-    with Peer(module) as peer:
+def _load(name: str, folder: Path) -> Load:
+    with Peer(name) as peer:
         with watched(peer.pid) as memory:
             seconds = peer.call("load", folder)
         return Load(peer.import_seconds, seconds, memory[0])
 
 
-def _convert(source: Path, target: Path, step: tuple[str, str], shard: int) -> Conversion:
-    with Peer("paddle_peer") as peer:
+def _convert(scratch: Path, number: int, source: str, target: str, shard: int) -> Conversion:
+    """From the `number`-th folder to the next, whose name begins with its number."""
+    read, written = scratch / f"{number}-{source}", scratch / f"{number + 1}-{target}"
+    with Peer(PEERS["paddle-llava"]) as peer:
         with watched(peer.pid) as memory:
-            seconds = peer.call("convert", source, target, step[1], shard)
-        return Conversion(" to ".join(step), seconds, _size(target), memory[0], shard + GIB)
+            seconds = peer.call("convert", read, written, target, shard)
+        return Conversion(f"{source} to {target}", seconds, _size(written), memory[0], shard + GIB)
 
 
 def _size(folder: Path) -> int:

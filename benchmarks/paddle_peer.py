@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from paddle_llava import ChatSession, LlavaForConditionalGeneration, LlavaProcessor, SamplingParams
-from paddle_llava.convert import convert as convert_checkpoint
+from paddle_llava import ChatSession, LlavaForConditionalGeneration, LlavaProcessor
+from paddle_llava.config import Layout
+from paddle_llava.convert import convert
 from paddle_llava.engines.paddle import PaddleEngine
 
 
@@ -42,39 +43,38 @@ class ClockedEngine(PaddleEngine):
         return logits
 
 
-def load(folder: Path) -> float:
-    """Seconds to load the model in float32; it is kept."""
-    global model
-    start = time.perf_counter()
-    model = LlavaForConditionalGeneration.from_pretrained(folder)
-    return time.perf_counter() - start
+class PaddlePeer:
+    """A model and a conversation with it; `load` comes before `begin_chat`, and that before `ask`."""
 
+    def load(self, folder: Path) -> float:
+        """Seconds to load the model in float32."""
+        start = time.perf_counter()
+        self.model = LlavaForConditionalGeneration.from_pretrained(folder)
+        return time.perf_counter() - start
 
-def begin_chat(folder: Path) -> None:
-    """A new conversation with the model that is loaded."""
-    global session, engine
-    engine = ClockedEngine(model)
-    session = ChatSession(engine, LlavaProcessor.from_pretrained(folder))
+    def begin_chat(self, folder: Path) -> None:
+        """A new conversation, with the words of the checkpoint in `folder`."""
+        self.engine = ClockedEngine(self.model)
+        self.session = ChatSession(self.engine, LlavaProcessor.from_pretrained(folder))
 
+    def ask(self, question: str, picture: np.ndarray | None, tokens: int) -> dict[str, Any]:
+        """One turn of `ChatSession` with an answer of `tokens`: its times, its new ids and pixels, and its answer."""
+        engine = self.engine
+        engine.begin()
+        image = None if picture is None else Image.fromarray(picture)
+        for _ in self.session.ask(question, image=image, max_new_tokens=tokens):
+            pass
+        first, *others = engine.ends
+        return {
+            "first": first - engine.start,
+            "rate": len(others) / (others[-1] - first),
+            "input_ids": engine.input_ids,
+            "pixel_values": engine.pixel_values,
+            "answer": engine.answer,
+        }
 
-def ask(question: str, picture: np.ndarray | None, tokens: int) -> dict[str, Any]:
-    """One turn of `ChatSession` with an answer of `tokens`: its times, its new ids and pixels, and its answer."""
-    engine.begin()
-    image = None if picture is None else Image.fromarray(picture)
-    for _ in session.ask(question, image=image, **vars(SamplingParams(max_new_tokens=tokens))):
-        pass
-    first, *others = engine.ends
-    return {
-        "first": first - engine.start,
-        "rate": len(others) / (others[-1] - first) if others else 0.0,
-        "input_ids": engine.input_ids,
-        "pixel_values": engine.pixel_values,
-        "answer": engine.answer,
-    }
-
-
-def convert(source: Path, target: Path, layout: Any, max_shard_bytes: int) -> float:
-    """Seconds to convert."""
-    start = time.perf_counter()
-    convert_checkpoint(source, target, layout, max_shard_bytes=max_shard_bytes)
-    return time.perf_counter() - start
+    def convert(self, source: Path, target: Path, layout: Layout, max_shard_bytes: int) -> float:
+        """Seconds to convert."""
+        start = time.perf_counter()
+        convert(source, target, layout, max_shard_bytes=max_shard_bytes)
+        return time.perf_counter() - start

@@ -6,10 +6,10 @@ at a time.
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import multiprocessing
 import os
+import pkgutil
 import platform
 import threading
 import time
@@ -31,18 +31,17 @@ QUIET_SECONDS = 0.4
 
 
 class Peer:
-    """A process in which functions of `module` are called; a context manager that ends it."""
+    """A process with one object of the class `name`, "module:Class"; a context manager that ends it."""
 
-    def __init__(self, module: str) -> None:
-        self.module = module
+    def __init__(self, name: str) -> None:
         # Spawned, not forked: the child's memory is then its own from the first byte.
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        self.import_seconds: float = self._pool.submit(_import, module).result()
+        self.import_seconds: float = self._pool.submit(_begin, name).result()
         self.pid: int = self._pool.submit(os.getpid).result()
 
-    def call(self, function: str, *arguments: Any) -> Any:
-        """Its result, or its exception; returns when its threads have come to rest."""
-        result = self._pool.submit(_call, self.module, function, arguments).result()
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What `method` of the object returns or raises; waits until its threads have come to rest."""
+        result = self._pool.submit(_call, method, arguments).result()
         time.sleep(QUIET_SECONDS)
         return result
 
@@ -89,14 +88,17 @@ def _status(pid: int) -> dict[str, int]:
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
 
 
-def _import(module: str) -> float:
+_objects: list[Any] = []  # of this process, if it is a peer's
+
+
+def _begin(name: str) -> float:
     start = time.perf_counter()
-    importlib.import_module(module)
+    _objects.append(pkgutil.resolve_name(name)())
     return time.perf_counter() - start
 
 
-def _call(module: str, function: str, arguments: tuple[Any, ...]) -> Any:
-    return getattr(importlib.import_module(module), function)(*arguments)
+def _call(method: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(_objects[0], method)(*arguments)
 
 
 def prepare(threads: int) -> None:

@@ -60,27 +60,25 @@ class RandomSource:
         return to_dtype(values, "float32", self._dtype)
 
 
-def build(folder: Path, shape: str, dtype: str, layers: int | None = None, shards: int = 1) -> int:
-    """Write the checkpoint, with `layers` decoder layers if given; returns the bytes of its largest shard."""
-    vision, text = SHAPES[shape]
-    tokenizer = build_tokenizer()
-    text = replace(text, num_hidden_layers=layers or text.num_hidden_layers, max_position_embeddings=4096)
-    text = replace(text, pad_token_id=tokenizer.token_to_id("<pad>"))
-    image_token_id = tokenizer.token_to_id("<image>")
-    config = LlavaConfig(vision, text, image_token_id=image_token_id, image_aspect_ratio="pad", dtype=dtype)
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizerFast", **special})
-    write_json(folder / "preprocessor_config.json", ImageProcessor.from_config(config, None).to_dict())
-    sizes = [int(np.prod(size)) * FLOATS[dtype].itemsize for size in parameter_shapes(config).values()]
-    # A tensor more than an equal part, so that the last shard holds no leavings of the others.
-    limit = sum(sizes) // shards + max(sizes) if shards > 1 else sum(sizes)
-    source = RandomSource(config, tokenizer.get_vocab_size())
-    write_checkpoint(folder, config, source, "hf", max_shard_bytes=limit)
-    return largest_shard(folder)
+class Builder:
+    """A process of its own, so that making a checkpoint counts in nobody's memory."""
 
-
-def largest_shard(folder: Path) -> int:
-    """Bytes of the largest file of weights in `folder`."""
-    return max(file.stat().st_size for pattern in ("*.safetensors", "*.pdparams") for file in folder.glob(pattern))
+    def build(self, folder: Path, shape: str, dtype: str, layers: int | None = None, shards: int = 1) -> int:
+        """Write the checkpoint, with `layers` decoder layers if given; returns the bytes of its largest shard."""
+        vision, text = SHAPES[shape]
+        tokenizer = build_tokenizer()
+        text = replace(text, num_hidden_layers=layers or text.num_hidden_layers, max_position_embeddings=4096)
+        ids = tokenizer.get_vocab()
+        text = replace(text, pad_token_id=ids["<pad>"])
+        config = LlavaConfig(vision, text, image_token_id=ids["<image>"], image_aspect_ratio="pad", dtype=dtype)
+        folder.mkdir(parents=True)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizerFast", **special})
+        write_json(folder / "preprocessor_config.json", ImageProcessor.from_config(config, None).to_dict())
+        sizes = [int(np.prod(size)) * FLOATS[dtype].itemsize for size in parameter_shapes(config).values()]
+        # A tensor more than an equal part, so that the last shard holds no leavings of the others.
+        limit = sum(sizes) // shards + max(sizes) if shards > 1 else sum(sizes)
+        source = RandomSource(config, tokenizer.get_vocab_size())
+        write_checkpoint(folder, config, source, "hf", max_shard_bytes=limit)
+        return max(file.stat().st_size for file in folder.glob("*.safetensors"))

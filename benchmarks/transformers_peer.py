@@ -28,45 +28,45 @@ class Clock:
         pass
 
 
-def load(folder: Path) -> float:
-    """Seconds to load the model in float32; it is kept."""
-    global model
-    start = time.perf_counter()
-    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    return time.perf_counter() - start
+class TransformersPeer:
+    """A model and a conversation with it; `load` comes before `begin_chat`, and that before `ask`."""
 
+    def load(self, folder: Path) -> float:
+        """Seconds to load the model in float32."""
+        start = time.perf_counter()
+        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        return time.perf_counter() - start
 
-def begin_chat() -> None:
-    """A new conversation with the model that is loaded."""
-    global cache, ids, pixels
-    cache, ids, pixels = DynamicCache(config=model.config), [], None
+    def begin_chat(self) -> None:
+        """A new conversation."""
+        self.cache = DynamicCache(config=self.model.config)
+        self.held: list[int] = []
+        self.pixels: torch.Tensor | None = None
 
+    def ask(self, new_ids: list[int], pixel_values: np.ndarray | None, tokens: int, keep_cache: bool) -> dict[str, Any]:
+        """One turn of `generate` with an answer of `tokens`: its times and its answer.
 
-def ask(new_ids: list[int], pixel_values: np.ndarray | None, tokens: int, keep_cache: bool) -> dict[str, Any]:
-    """One turn of `generate` with an answer of `tokens`: its times and its answer.
-
-    `new_ids` follow what the cache holds, all but the last token of the answer before. `keep_cache` passes the cache of
-    the turns before; otherwise the whole conversation and its picture are run again, and nothing is remembered.
-    """
-    global ids, pixels
-    prompt = [*ids, *new_ids]
-    if pixel_values is not None:
-        pixels = torch.from_numpy(pixel_values)
-    clock = Clock()
-    inputs: dict[str, Any] = {"input_ids": torch.tensor([prompt])}
-    if keep_cache:
-        inputs |= {"past_key_values": cache}
-    if pixel_values is not None or not keep_cache:
-        inputs |= {"pixel_values": pixels}
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    start = time.perf_counter()
-    output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, streamer=clock)
-    _, first, *others = clock.ends
-    answer = output[0, len(prompt) :].tolist()
-    if keep_cache:
-        ids = [*prompt, *answer[:-1]]
-    return {
-        "first": first - start,
-        "rate": len(others) / (others[-1] - first) if others else 0.0,
-        "answer": answer,
-    }
+        `new_ids` follow what the cache holds. `keep_cache` goes on from the cache of the turns before; otherwise the
+        whole conversation and its picture are run again, and the conversation stays as it was.
+        """
+        prompt = [*self.held, *new_ids]
+        if pixel_values is not None:
+            self.pixels = torch.from_numpy(pixel_values)
+        input_ids = torch.tensor([prompt])
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        if keep_cache:
+            inputs["past_key_values"] = self.cache
+        if not (keep_cache and self.held):
+            inputs["pixel_values"] = self.pixels
+        clock = Clock()
+        start = time.perf_counter()
+        output = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, streamer=clock)
+        _, first, *others = clock.ends
+        answer = output[0, len(prompt) :].tolist()
+        if keep_cache:
+            self.held = [*prompt, *answer[:-1]]  # the last token of an answer has not been run yet
+        return {
+            "first": first - start,
+            "rate": len(others) / (others[-1] - first) if others else 0.0,
+            "answer": answer,
+        }

@@ -82,7 +82,7 @@ def test_a_checkpoint_that_lacks_tensors(tmp_path: Path) -> None:
     """The weights of one model and the configuration of another."""
     shutil.copy(FIXTURES / "v1_5" / "model.safetensors", tmp_path)
     shutil.copy(FIXTURES / "v1_6" / "config.json", tmp_path)
-    with pytest.raises(LlavaError, match="missing: .*image_newline.*lm_head.weight"):
+    with pytest.raises(LlavaError, match=r"missing: .*image_newline.*lm_head.weight"):
         LlavaForConditionalGeneration.from_pretrained(tmp_path)
 
 

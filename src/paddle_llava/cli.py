@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 import typer
 
 from paddle_llava import __version__
-from paddle_llava.console import complain, importing_paddle, note, progress_bar, tolerant_streams, warnings_as_notes
+from paddle_llava.console import complain, note, progress_bar, tolerant_streams, warnings_as_notes
 from paddle_llava.errors import LlavaError, did_you_mean
 
 # Newer typers carry a copy of click and older ones use click itself; the class is found by this way in both.
@@ -241,13 +241,9 @@ def finetune(config: ConfigFile, context: typer.Context, debug: Debug = False) -
 
 def _train(config: Path, stage: Stage, arguments: Sequence[str]) -> None:
     from paddle_llava.training.config import overrides_from
+    from paddle_llava.training.start import start
 
-    overrides = overrides_from(arguments)
-    with importing_paddle():
-        from paddle_llava.training.start import start
-    with progress_bar("loading the model") as progress:
-        folder = start(config, stage, overrides, note, progress)
-    print(folder)
+    print(start(config, stage, overrides_from(arguments)))
 
 
 @data_app.command("check")
@@ -257,7 +253,7 @@ def data_check(
     conv_mode: ConvMode = None,
     max_length: Annotated[int, typer.Option(help="The longest sequence, in tokens.")] = 2048,
     image_folder: Annotated[Path | None, typer.Option(help="Where relative paths of pictures start.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes to check with.")] = 2,
+    workers: Annotated[int | None, typer.Option(help="Processes to check with; default: one a core.")] = None,
     show: Annotated[int, typer.Option(help="Print this many samples, their targets coloured.")] = 0,
     fix: Annotated[Path | None, typer.Option(metavar="OUT", help="Write the good records to this file.")] = None,
     as_json: AsJson = False,
@@ -266,6 +262,7 @@ def data_check(
     """Try out every record before a training; the exit code is 1 when any is bad."""
     from paddle_llava.data.check import run_check
     from paddle_llava.data.mixture import matching_files
+    from paddle_llava.environment import physical_cores
     from paddle_llava.pretrained import find_pretrained
     from paddle_llava.processing.processor import LlavaProcessor
     from paddle_llava.processing.template_choice import template_for
@@ -284,7 +281,7 @@ def data_check(
         template,
         max_length,
         image_folder=image_folder,
-        workers=workers,
+        workers=physical_cores() if workers is None else workers,
         show=show,
         fix=fix,
         as_json=as_json,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -148,6 +150,23 @@ def test_modalities_keep_apart_in_batches(mixture: Mixture, v15: LlavaProcessor)
 def test_without_shuffling_the_file_sets_the_order(mixture: Mixture, v15: LlavaProcessor) -> None:
     found = names(Batches(mixture, v15, replace(PLAIN, shuffle=False)))
     assert found == [f"{mixture.parts[0].files[0].path}: record {n + 1}" for n in range(RECORDS)]
+
+
+def test_the_documents_file_trains(server: Any, pictures: Path, tmp_path: Path, v15: LlavaProcessor) -> None:
+    """As it stands but for its pictures, which come from a server here."""
+    text = (Path(__file__).parent / "fixtures" / "llava_train_examples.json").read_text()
+    served = iter(["wide.png", "tall.jpg", "large.jpg"])
+    text = re.sub(r"http://[^\"]+", lambda _: f"{server.address}/{next(served)}", text)
+    (tmp_path / "train.json").write_text(text)
+    mixture = Mixture.from_entries([{"data_files": str(tmp_path / "train.json")}], TEMPLATES["vicuna_v1"])
+    settings = replace(PLAIN, batch_size=3, shuffle=False, max_length=2048)
+    (batch,) = Batches(mixture, v15, settings)
+    answers = [json.loads(text)[n]["conversations"][0][1] for n in range(3)]
+    learnt = [v15.tokenizer.decode(row[row >= 0].tolist(), skip_special_tokens=False) for row in batch["labels"]]
+    assert learnt == [f"{answer}</s>" for answer in answers]
+    expected = v15.prepare_images([pictures / name for name in ("wide.png", "tall.jpg", "large.jpg")])
+    assert batch["pixel_values"].tobytes() == expected["pixel_values"].tobytes()
+    assert batch["input_ids"].shape[0] == 3
 
 
 BAD = {

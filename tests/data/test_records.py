@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from paddle_llava.data.forms import read_record
 from paddle_llava.data.records import RecordFile
 from paddle_llava.errors import LlavaError
 from paddle_llava.processing.conversation import IMAGE, Message, encode, render
@@ -16,38 +19,7 @@ from paddle_llava.processing.templates import TEMPLATES
 
 Write = Callable[..., Path]
 
-# The file of the user's document, as it stands there.
-DOCUMENT = """[
-    {
-        "image": "http://ecx.images-amazon.com/images/I/51ntbts0gmL.jpg",
-        "conversations": [
-            [
-                "<image>\\nWhat is the genre of this book?",
-                "Literature & Fiction"
-            ]
-
-        ]
-    },
-    {
-        "image": "http://ecx.images-amazon.com/images/I/51cc3XrLevL.jpg",
-        "conversations": [
-            [
-                "<image>\\nWhat is the title of this book?",
-                "Beyond Bigger Leaner Stronger: The Advanced Guide to Building Muscle, Staying Lean, and Getting Strong (The Build Muscle, Get Lean, and Stay Healthy Series)"
-            ]
-        ]
-    },
-    {
-        "image": "http://ecx.images-amazon.com/images/I/517lfifp%2BqL.jpg",
-        "conversations": [
-            [
-                "<image>\\nIs this a romantic book?",
-                "No"
-            ]
-        ]
-    }
-]
-"""  # noqa: E501
+DOCUMENT = Path(__file__).parent / "fixtures" / "llava_train_examples.json"  # as the user's document shows it
 
 
 def human(text: str) -> dict[str, str]:
@@ -170,14 +142,12 @@ def test_asks_as_a_chat_does(write: Write, v15: LlavaProcessor) -> None:
         assert trained == asked
 
 
-def test_reads_the_documents_file(tmp_path: Path) -> None:
-    path = tmp_path / "llava_train_examples.json"
-    path.write_text(DOCUMENT)
-    file = RecordFile(path)
+def test_reads_the_documents_file() -> None:
+    file, records = RecordFile(DOCUMENT), json.loads(DOCUMENT.read_text())
     assert len(file) == 3
-    assert [sample.images for sample in file] == [(record["image"],) for record in json.loads(DOCUMENT)]
+    assert [sample.images for sample in file] == [(record["image"],) for record in records]
     assert file[2].messages == (Message("user", (IMAGE, "\n", "Is this a romantic book?")), Message("assistant", "No"))
-    assert json.loads(file.raw(1)) == json.loads(DOCUMENT)[1]
+    assert [json.loads(file.raw(index)) for index in range(3)] == records
 
 
 def test_system_text(write: Write) -> None:
@@ -234,6 +204,32 @@ BAD: dict[str, tuple[Any, str]] = {
 }
 
 
+scraps = st.sampled_from(["Q", "<image>", "a.png", "human", "gpt", "system", "text", "image_url", "user", ""])
+words = "image images conversations messages from value role content type text image_url url"
+keys = st.sampled_from(words.split())
+odd = st.recursive(
+    scraps | st.none() | st.integers(-1, 1) | st.booleans() | st.floats(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+said_oddly = st.lists(st.lists(scraps, min_size=2, max_size=2) | odd, min_size=1, max_size=3)
+
+
+@given(odd | st.fixed_dictionaries({"conversations": said_oddly}, optional={"image": scraps | odd}))
+@settings(max_examples=400, deadline=None)
+def test_whatever_stands_in_a_record_is_a_sample_or_an_error(record: Any) -> None:
+    try:
+        images, messages, _ = read_record(json.loads(json.dumps(record)))
+    except LlavaError:
+        return
+    places = [part for message in messages if message.role == "user" for part in message.text if part == IMAGE]
+    assert len(places) == len(images)
+    assert any(message.role == "assistant" and str(message.text).strip() for message in messages)
+    render(messages, TEMPLATES["vicuna_v1"])
+
+
 @pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
 @pytest.mark.parametrize("case", BAD)
 def test_bad_records_are_named(write: Write, name: str, case: str) -> None:
@@ -282,3 +278,16 @@ def test_indices_end_where_records_do(write: Write) -> None:
     for index in (1, -1):
         with pytest.raises(IndexError):
             file.raw(index)
+
+
+def test_a_large_file_is_kept_as_places(tmp_path: Path) -> None:
+    """100,000 records: 16 bytes of places each, and no dictionary until one is asked for."""
+    path = tmp_path / "large.json"
+    record = '{"id": "%07d", "image": "%07d.jpg", "conversations": [["<image>\\nWhat is it, 图?", "Number %d."]]}'
+    path.write_text("[" + ",\n".join(record % (n, n, n) for n in range(100_000)) + "]", encoding="utf-8")
+    file = RecordFile(path)
+    assert len(file) == 100_000
+    assert len(pickle.dumps(file)) < 20 * len(file)
+    for index in (0, 54_321, 99_999):
+        assert file[index].messages[1].text == f"Number {index}."
+        assert file[index].images == (str(tmp_path / f"{index:07}.jpg"),)

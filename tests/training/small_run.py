@@ -30,9 +30,9 @@ from paddle_llava.checkpoints.names import stored_names
 from paddle_llava.models.lora import add_lora
 from paddle_llava.training.checkpoint import (
     TrainerState,
-    _optimizer_slots,
     checkpoint_folders,
     load_checkpoint,
+    optimizer_slots,
     save_checkpoint,
 )
 from paddle_llava.training.config import TrainingConfig
@@ -43,7 +43,14 @@ from training_samples import Sample, loss, make_sample
 MODES: dict[str, dict[str, Any]] = {
     "full": {"learning_rate": 1e-3, "mm_projector_lr": 2e-3},
     "tower": {"learning_rate": 1e-3, "vision_tower_lr": 1e-4, "weight_decay": 0.1},
-    "lora": {"lora": True, "lora_rank": 4, "lora_dropout": 0.2, "learning_rate": 1e-2, "recompute": True},
+    "lora": {
+        "lora": True,
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.2,
+        "learning_rate": 1e-2,
+        "recompute": True,
+    },
     "projector": {"freeze_include": ["*llama*", "*lm_head*"], "freeze_exclude": ["*mm_projector*"]},
 }
 FIXED = {"seed": 1}
@@ -59,7 +66,8 @@ class Run:
         self.model = LlavaForConditionalGeneration.from_pretrained(FIXTURES / "v1_6")
         if self.config.lora:
             names = stored_names(self.model.config, "paddle")
-            add_lora(self.model, names, self.config.lora_target_modules, 4, 8.0, self.config.lora_dropout)
+            patterns, rank = self.config.lora_target_modules, self.config.lora_rank
+            add_lora(self.model, names, patterns, rank, self.config.lora_alpha, self.config.lora_dropout)
         select_trainable(self.model, self.model.config, self.config)
         self.model.language_model.recompute = self.config.recompute
         self.model.train()
@@ -93,7 +101,7 @@ class Run:
         sha = hashlib.sha256(repr((self.optimizer.get_lr(), self.state)).encode())
         for name, tensor in [
             *sorted(self.model.named_parameters()),
-            *sorted(_optimizer_slots(self.optimizer, trainable(self.model)).items()),
+            *sorted(optimizer_slots(self.optimizer, trainable(self.model)).items()),
         ]:
             sha.update(name.encode() + tensor.numpy().tobytes())
         return sha.hexdigest()
@@ -135,26 +143,27 @@ def was_killed(child: int) -> bool:
 
 
 def killed_at_times(output_dir: Path, mode: str, steps: int, seed: int, kills: int) -> dict[str, Any]:
-    """The digest of a run that is killed `kills` times: at random moments, or while it saves."""
+    """Whether a run that is killed `kills` times, at random moments or while it saves, ends as one that is not."""
     draw = random.Random(seed)
     in_save = 0
     for number in range(kills):
         newest = checkpoint_folders(output_dir)[-1:]
-        child = forked(lambda: train(output_dir, mode, steps))
-        if number % 2:
-            while checkpoint_folders(output_dir)[-1:] == newest:  # so that runs get on
-                time.sleep(0.001)
-        else:
-            while not any(output_dir.glob(".checkpoint-*.tmp")):
-                time.sleep(0.0002)
-        time.sleep(draw.uniform(0, 0.03))
+        child, deadline = forked(lambda: train(output_dir, mode, steps)), time.monotonic() + 60
+        while time.monotonic() < deadline:
+            saving = any(output_dir.glob(".checkpoint-*.tmp"))
+            if saving if number % 2 else checkpoint_folders(output_dir)[-1:] != newest:  # so that runs get on
+                break
+            time.sleep(0.0005)
+        time.sleep(draw.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         if not was_killed(child):
             raise SystemExit("the run came to its end; give it more steps")
         in_save += any(output_dir.glob(".checkpoint-*.tmp"))
-    if was_killed(forked(lambda: train(output_dir, mode, steps))):
-        raise SystemExit("killed by someone else")
-    return {"in_save": in_save, "digest": (output_dir / "digest").read_text()}
+    unbroken = output_dir.with_name("unbroken")
+    for folder in (output_dir, unbroken):
+        was_killed(forked(lambda folder=folder: train(folder, mode, steps)))
+    same = (output_dir / "digest").read_text() == (unbroken / "digest").read_text()
+    return {"kills": kills, "in_save": in_save, "same": same}
 
 
 def save_and_crash(output_dir: Path, mode: str, point: int) -> None:
@@ -194,7 +203,8 @@ def killed_at_points(output_dir: Path, mode: str) -> dict[str, Any]:
         run = Run(mode)
         digests = []
         for folder in [*reversed(crashes), output_dir / "0"]:
-            run.load(checkpoint_folders(folder)[-1])
+            for whole in checkpoint_folders(folder):
+                run.load(whole)
             digests.append(run.digest())
         (output_dir / "digests").write_text(" ".join(digests))
 

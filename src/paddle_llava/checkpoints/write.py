@@ -7,11 +7,13 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from paddle_llava.checkpoints.config_file import config_to_dict
 from paddle_llava.checkpoints.dtypes import FLOATS, to_dtype
 from paddle_llava.checkpoints.files import replacing
 from paddle_llava.checkpoints.folder import STEMS
@@ -19,7 +21,7 @@ from paddle_llava.checkpoints.names import is_linear, parameter_shapes, stored_n
 from paddle_llava.checkpoints.pdparams import write_pdparams
 from paddle_llava.checkpoints.read import transposed
 from paddle_llava.checkpoints.safetensors_file import write_safetensors
-from paddle_llava.config import Layout, LlavaConfig, with_dtype
+from paddle_llava.config import Layout, LlavaConfig
 from paddle_llava.errors import LlavaError
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -85,8 +87,8 @@ def write_checkpoint(
     if dtype is not None:
         if dtype not in FLOATS:
             raise LlavaError(f"dtype {dtype!r} is not supported; use one of {', '.join(FLOATS)}")
-        config = with_dtype(config, dtype)
-    config_json = config.to_dict(layout)
+        config = replace(config, dtype=dtype)
+    config_json = config_to_dict(config, layout)
     names = stored_names(config, layout)
     specs = _specs(config, tensors, names, layout, dtype)
     shards = _shards(specs, max_shard_bytes)

@@ -15,8 +15,8 @@ Rows = tuple[Row, ...]
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[Row]:
     """Every sample in exactly one row, no row longer than `capacity`: the longest first, each where it first fits.
 
-    At most 11/9 of the fewest possible rows, and one more (Johnson 1973); on lengths as LLaVA's mix has them a few
-    per cent of the rows stay empty. No length may exceed `capacity`.
+    At most 11/9 of the fewest possible rows, and 6/9 of one (Dósa 2007); on lengths as LLaVA's mix has them, a few per
+    cent of the tokens stay empty. No length may exceed `capacity`.
     """
     rows: list[list[int]] = []
     room = np.empty(len(lengths), np.int64)

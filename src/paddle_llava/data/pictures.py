@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -73,14 +72,12 @@ def picture_size(source: str) -> Size:
 
 def _header_size(file: BinaryIO) -> Size | None:
     """The size of the picture in `file` once it is upright, None when its header does not tell."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sizes, which loading checks
-        try:
-            with Image.open(file, formats=HEADER_FORMATS) as image:
-                width, height = image.size
-                # Pillow turns TIFF by itself.
-                if image.format != "TIFF" and image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS:
-                    width, height = height, width
-                return height, width
-        except Exception:  # hostile bytes can make a decoder raise anything
-            return None
+    try:
+        with Image.open(file, formats=HEADER_FORMATS) as image:
+            width, height = image.size
+            # Pillow turns TIFF by itself.
+            if image.format != "TIFF" and image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS:
+                width, height = height, width
+            return height, width
+    except Exception:  # hostile bytes can make a decoder raise anything
+        return None

@@ -89,7 +89,8 @@ def runner(target: Any, workers: int) -> Iterator[Run]:
 
 def _serve(connection: Connection, target: Any) -> None:
     """Answer calls until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, meant for the parent
+        signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, OSError):
         while True:
             method, task = connection.recv()

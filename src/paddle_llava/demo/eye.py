@@ -42,7 +42,8 @@ class Pictures:
         ]
         cells = [cells_of(scene, vision.image_size // vision.patch_size) for scene in scenes]
         pixels = self.processor.prepare_images([scene.image for scene in scenes])["pixel_values"]
-        return {"pixel_values": pixels, **{name: np.stack(it) for name, it in zip(Cells._fields, zip(*cells))}}
+        stacked = {name: np.stack([getattr(of_one, name) for of_one in cells]) for name in Cells._fields}
+        return {"pixel_values": pixels, **stacked}
 
 
 class Eye(nn.Layer):

@@ -102,7 +102,9 @@ def write_untrained(folder: Path, seed: int = 0) -> None:
     paddle.seed(seed)
     model = LlavaForConditionalGeneration(config)
     for name, parameter in model.named_parameters():
-        if "norm" not in name and parameter.ndim > 1:
+        if name == "language_model.norm.weight":
+            parameter.set_value(paddle.full(parameter.shape, 0.15))  # the output head's rows are embeddings, so large
+        elif "norm" not in name and parameter.ndim > 1:
             parameter.set_value(paddle.randn(parameter.shape) * _spread(name, parameter.shape, config))
         elif name.endswith("bias"):
             parameter.set_value(paddle.zeros(parameter.shape))
@@ -111,10 +113,13 @@ def write_untrained(folder: Path, seed: int = 0) -> None:
 
 
 def _spread(name: str, shape: list[int], config: LlavaConfig) -> float:
-    """Standard deviation of a random weight: one over the square root of its inputs, less where layers add up."""
-    if name.endswith("embedding.weight") and "patch" not in name or "embed_tokens" in name:
-        return 0.02
+    """Standard deviation of a random weight: by the number of its inputs, less where the layers' outputs add up.
+
+    Words and positions are as large as what layers add to them, or the first layers would hardly see them.
+    """
+    if name.endswith(("embed_tokens.weight", "position_embedding.weight")):
+        return 0.3
     inputs = shape[0] if len(shape) == 2 else shape[1] * shape[2] * shape[3]
     depth = config.vision.num_hidden_layers if name.startswith("vision_tower") else config.text.num_hidden_layers
     added = name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight"))
-    return float(inputs**-0.5 * ((2 * depth) ** -0.5 if added else 0.7))
+    return float(0.7 * inputs**-0.5 * ((2 * depth) ** -0.5 if added else 1.0))

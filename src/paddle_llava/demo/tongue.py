@@ -7,7 +7,9 @@ and costs no tower.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -18,28 +20,32 @@ from paddle import Tensor, nn
 from paddle_llava.data.encoding import IGNORED, EncodedSample, encode_sample
 from paddle_llava.data.records import Sample
 from paddle_llava.demo.cells import WIDTH, as_numbers, cells_of
-from paddle_llava.demo.dialogues import Turn, dialogue
+from paddle_llava.demo.descriptions import caption, scene_as_text
+from paddle_llava.demo.dialogues import dialogue
 from paddle_llava.demo.kinds import Split
 from paddle_llava.demo.loop import Say, fit
 from paddle_llava.demo.model import TEMPLATE
-from paddle_llava.demo.scenes import draw_scene
+from paddle_llava.demo.naming import LANGUAGES
+from paddle_llava.demo.scenes import Scene, draw_scene
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.conversation import Message
 from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.processing.templates import TEMPLATES, Template
 
 TURNS = 12
+CAPTIONS, LISTS = 0.25, 0.6
 SMALL = 64  # pixels: enough to know who covers what
 SEEDS_A_STEP = 1000
 
 
 class Conversations:
-    """Batches of conversations with the cells of their scenes."""
+    """Batches of conversations, and of captions and lists of boxes as `llava pretrain` gets them, with their cells."""
 
     def __init__(self, processor: LlavaProcessor, batch_size: int, split: Split = "train", seed: int = 0) -> None:
         self.processor, self.batch_size, self.split, self.seed = processor, batch_size, split, seed
 
     def batch(self, step: int) -> dict[str, Any]:
-        """`cells` [conversations, cells, WIDTH], `input_ids` and `labels` [conversations, longest], and `lengths`.
+        """`cells` [conversations, cells, WIDTH], and all of them packed into one row: `input_ids`, `labels`, `lengths`.
 
         Labels are moved left by one, as `collate` makes them. `weights` [targets] make long answers count more than
         short ones, but not as much as they are longer. `kinds` names the kind of each answer, in order.
@@ -48,25 +54,25 @@ class Conversations:
         first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
         samples, cells, kinds = [], [], []
         for seed in range(first, first + self.batch_size):
-            scene = draw_scene(seed, size=SMALL, split=self.split)
-            turns = dialogue(scene, seed, turns=TURNS)
-            samples.append(encoded(turns, self.processor))
+            scene, rng = draw_scene(seed, size=SMALL, split=self.split), Random(seed)
             cells.append(as_numbers(cells_of(scene, vision.image_size // vision.patch_size)))
-            kinds += [turn.kind for turn in turns]
-        longest = max(map(len, samples))
-        input_ids = np.full((len(samples), longest), self.processor.padding_id, np.int64)
-        labels = np.full((len(samples), longest), IGNORED, np.int64)
-        for row, sample in enumerate(samples):
-            input_ids[row, : len(sample)] = sample.input_ids
-            labels[row, : len(sample) - 1] = sample.labels[1:]
-        lengths = [[len(sample), longest - len(sample)] if len(sample) < longest else [longest] for sample in samples]
-        sizes = np.concatenate([answer_sizes(row) for row in labels])
+            if rng.random() < CAPTIONS:
+                kind, text = captioned(scene, rng)
+                kinds.append(kind)
+                samples.append(encoded([("", text)], TEMPLATES["plain"], self.processor))
+            else:
+                turns = dialogue(scene, seed, turns=TURNS)
+                kinds += [turn.kind for turn in turns]
+                samples.append(encoded([(it.question, it.answer) for it in turns], TEMPLATE, self.processor))
+        labels = np.concatenate([np.append(sample.labels[1:], IGNORED) for sample in samples])
+        sizes = answer_sizes(labels)
         weights = np.repeat(sizes**-0.5, sizes).astype(np.float32)
         return {
             "cells": np.stack(cells),
-            "input_ids": input_ids,
+            "input_ids": np.concatenate([sample.input_ids for sample in samples])[None],
+            "position_ids": np.concatenate([np.arange(len(sample)) for sample in samples])[None],
             "labels": labels,
-            "lengths": lengths,
+            "lengths": [[len(sample) for sample in samples]],
             "weights": weights / weights.sum(),
             "sizes": sizes,
             "kinds": kinds,
@@ -87,9 +93,9 @@ class Tongue(nn.Layer):
         """The logits [targets, vocab_size] of all targets in their order, and the targets [targets]."""
         features = self.reader(paddle.to_tensor(batch["cells"]))
         embeds = self._embed(paddle.to_tensor(batch["input_ids"]), [features.flatten(0, 1)])
-        positions = paddle.arange(embeds.shape[1]).unsqueeze(0)
-        hidden_states = self.language_model(embeds, positions, lengths=batch["lengths"])
-        labels = batch["labels"].ravel()
+        position_ids = paddle.to_tensor(batch["position_ids"])
+        hidden_states = self.language_model(embeds, position_ids, lengths=batch["lengths"])
+        labels = batch["labels"]
         targets = np.flatnonzero(labels != IGNORED)
         chosen = paddle.gather(hidden_states.flatten(0, 1), paddle.to_tensor(targets))
         return self._logits(chosen), paddle.to_tensor(labels[targets])
@@ -136,18 +142,25 @@ def train_tongue(
     return tongue if done else None
 
 
-def encoded(turns: list[Turn], processor: LlavaProcessor) -> EncodedSample:
-    """A conversation about one picture as `llava finetune` would read it; the picture itself is not looked at."""
+def captioned(scene: Scene, rng: Random) -> tuple[str, str]:
+    """What `llava pretrain` learns to tell: ("list", everything with its box), or ("caption", a sentence)."""
+    language = rng.choice(LANGUAGES)
+    if rng.random() < LISTS:
+        return "list", scene_as_text(scene, language)
+    return "caption", caption(scene, language)
+
+
+def encoded(turns: Sequence[tuple[str, str]], template: Template, processor: LlavaProcessor) -> EncodedSample:
+    """Questions and answers about one picture as the recipe would read them; the picture itself is not looked at."""
     messages = []
-    for number, turn in enumerate(turns):
-        messages.append(Message("user", turn.question, images=int(number == 0)))
-        messages.append(Message("assistant", turn.answer))
+    for number, (question, answer) in enumerate(turns):
+        messages.append(Message("user", question, images=int(number == 0)))
+        messages.append(Message("assistant", answer))
     sample = Sample(("picture",), tuple(messages), 1, "street")
-    limit = processor.config.text.max_position_embeddings
-    return encode_sample(sample, processor, TEMPLATE, limit)
+    return encode_sample(sample, processor, template, processor.config.text.max_position_embeddings)
 
 
 def answer_sizes(labels: np.ndarray) -> np.ndarray:
-    """How many targets each answer of a row has, in order."""
+    """How many targets each answer of a packed row has, in order."""
     edges = np.diff(np.concatenate([[0], (labels != IGNORED).astype(np.int8), [0]]))
     return np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)

@@ -70,7 +70,7 @@ def save_checkpoint(
             shutil.rmtree(leftover)
         beside.mkdir(parents=True)
         _write(beside / PARAMETERS, parameters)
-        _write(beside / OPTIMIZER, _optimizer_slots(optimizer, parameters))
+        _write(beside / OPTIMIZER, optimizer_slots(optimizer, parameters))
         if also:
             also(beside)
         write_json(beside / STATE, asdict(state))
@@ -107,15 +107,15 @@ def load_checkpoint(
             )
     parameters = trainable(model)
     _read(folder / PARAMETERS, parameters)
-    _read(folder / OPTIMIZER, _optimizer_slots(optimizer, parameters))
+    _read(folder / OPTIMIZER, optimizer_slots(optimizer, parameters))
     optimizer._learning_rate.step(state.step)
     return state
 
 
-def _optimizer_slots(
+def optimizer_slots(
     optimizer: paddle.optimizer.Optimizer, parameters: dict[str, paddle.Tensor]
 ) -> dict[str, paddle.Tensor]:
-    """The optimizer's tensors as `PARAMETER/SLOT`, made where no gradient has come yet.
+    """The tensors of an AdamW's state as `PARAMETER/SLOT`, made where no gradient has come yet.
 
     Paddle's `state_dict` would not do: it names them by the order of construction, lacks those of a parameter without a
     gradient so far (the projector's, before the first picture), and `set_state_dict` then fails at its first one.

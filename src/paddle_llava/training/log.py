@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,15 @@ class TrainingLog:
             print(f"step {step:>{len(str(self._total))}}/{self._total}  {said}", file=sys.stderr, flush=True)
         self._sums, self._started = {}, now
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """For work between steps, an evaluation or a checkpoint, whose time is not the steps'."""
+        begun = time.perf_counter()
+        yield
+        taken = time.perf_counter() - begun
+        self._started += taken
+        self._after_first += taken
+
     def _estimate(self, step: int) -> None:
         """Say how long the rest takes once ten steps are done; the first, which warms up, is not counted."""
         done = step - self._first
@@ -120,7 +130,7 @@ class TrainingLog:
             self._after_first = time.perf_counter()
         if done == STEPS_BEFORE_ESTIMATE and step < self._total and not self._quiet:
             each = (time.perf_counter() - self._after_first) / (done - 1)
-            tell(f"about {duration(each * (self._total - step))} for the {self._total - step:,} steps that are left")
+            tell(f"about {duration(each * (self._total - step))} for the {self._total - step:,} steps that are left, without saving and evaluating")
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one JSON line, such as an evaluation's."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import paddle
@@ -16,7 +16,7 @@ import paddle.distributed as dist
 from paddle import Tensor
 
 from paddle_llava.errors import LlavaError
-from paddle_llava.training.checkpoint import _optimizer_slots
+from paddle_llava.training.checkpoint import optimizer_slots
 
 T = TypeVar("T")
 _LONGEST_MESSAGE = 2048
@@ -41,7 +41,7 @@ class World:
         if self.size == 1:
             return list(values)
         tensor = paddle.to_tensor(list(map(float, values)), dtype="float64")
-        _exchange(lambda: dist.all_reduce(tensor))
+        _exchange(dist.all_reduce, tensor)
         return tensor.tolist()
 
     def together(self, attempt: Callable[[], T]) -> T:
@@ -69,7 +69,7 @@ class World:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = paddle.zeros_like(parameter)
-            _exchange(lambda gradient=parameter.grad: dist.all_reduce(gradient))
+            _exchange(dist.all_reduce, parameter.grad)
 
     def _message(self, text: str, source: int) -> str:
         """The `text` of the process `source`."""
@@ -105,13 +105,12 @@ class ShardedOptimizer:
             self.parameters[name].clear_gradient(set_to_zero=False)
         self.optimizer.step()
         for name, parameter in self.parameters.items():
-            _exchange(lambda parameter=parameter, source=self.owners[name]: dist.broadcast(parameter, source))
+            _exchange(dist.broadcast, parameter, self.owners[name])
 
     def gather(self) -> None:
         """Let every process hold the whole state, for a checkpoint; `drop_others` ends it."""
-        for key, slot in _optimizer_slots(self.optimizer, self.parameters).items():
-            owner = self.owners[key.rpartition("/")[0]]
-            _exchange(lambda slot=slot, source=owner: dist.broadcast(slot, source))
+        for key, slot in optimizer_slots(self.optimizer, self.parameters).items():
+            _exchange(dist.broadcast, slot, self.owners[key.rpartition("/")[0]])
 
     def drop_others(self) -> None:
         """Free the state of the parameters that other processes update."""
@@ -121,7 +120,7 @@ class ShardedOptimizer:
             key = parameter.name if master is None else master.name
             for slots in self.optimizer._accumulators.values():
                 slots.pop(key, None)
-            self.optimizer._already_create_accumulater.discard(parameter.name)
+            self.optimizer._already_create_accumulator.discard(parameter.name)
 
     def state_bytes(self) -> int:
         """What this process holds of the optimizer's state."""
@@ -135,9 +134,9 @@ class ShardedOptimizer:
         return [name for name, owner in self.owners.items() if owner != self.world.rank]
 
 
-def _exchange(run: Callable[[], object]) -> None:
+def _exchange(operation: Callable[..., object], *arguments: Any) -> None:
     try:
-        run()
+        operation(*arguments)
     except (RuntimeError, OSError, ValueError):
         raise LlavaError(
             "another process of this run has ended or cannot be reached; its own log says why "

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from paddle_llava.console import importing_paddle, progress_bar
 from paddle_llava.device import compute_dtype, select_device
 from paddle_llava.errors import LlavaError
-from paddle_llava.llava import LlavaForConditionalGeneration, Progress
 from paddle_llava.pretrained import find_pretrained
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.template_choice import template_for
 from paddle_llava.training.config import TrainingConfig
-from paddle_llava.training.parallel import World
-from paddle_llava.training.recipe import train
+
+if TYPE_CHECKING:
+    from paddle_llava.llava import Progress
+    from paddle_llava.training.parallel import World
 
 Stage = Literal["pretrain", "finetune"]
 
@@ -23,19 +25,29 @@ def start(
     path: Path,
     stage: Stage,
     overrides: Mapping[str, str],
-    say: Callable[[str], object],
+    say: Callable[[str], object] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Train as the JSON file at `path` says, with `overrides` of its keys; returns the folder of the result.
 
     The stages differ in their template: `pretrain` tells captions in `plain`, `finetune` conversations in the
-    checkpoint's own template, unless `conv_mode` names one. Raises `LlavaError`.
+    checkpoint's own template, unless `conv_mode` names one. `say` is told what a person should know (default: on
+    stderr). Paddle is imported only once the settings are read, for some devices want theirs to come before. Raises
+    `LlavaError`.
     """
     config, notes = TrainingConfig.read(path, overrides)
+    with importing_paddle():
+        device = select_device(config.device)
+        from paddle_llava.llava import LlavaForConditionalGeneration
+        from paddle_llava.training.log import tell
+        from paddle_llava.training.parallel import World
+        from paddle_llava.training.recipe import train
+    say = say or tell
+    world = World.join()
+    if world.rank:
+        say = _silent
     for note in notes:
         say(note)
-    device = select_device(config.device)
-    world = World.join()
     _check_supported(config, device, world)
     asked = "float16" if config.fp16 else "bfloat16" if config.bf16 else "float32"
     dtype, notice = compute_dtype(asked)
@@ -49,16 +61,33 @@ def start(
     # O1 keeps float32 parameters and casts for each product; a frozen base under LoRA needs no such care.
     held = dtype if config.lora or config.fp16_opt_level == "O2" else "float32"
     processor = LlavaProcessor.from_pretrained(pretrained.folder)
-    model = LlavaForConditionalGeneration.from_pretrained(
-        pretrained.folder, dtype=held, lora_path=None if config.lora else config.lora_path, progress=progress
-    )
-    quiet = (lambda _: None) if world.rank else say
-    return train(config, model, processor, template, dtype=dtype, world=world, say=quiet)
+    with progress_bar("loading the model") as bar:
+        model = LlavaForConditionalGeneration.from_pretrained(
+            pretrained.folder, dtype=held, lora_path=None if config.lora else config.lora_path, progress=progress or bar
+        )
+    return train(config, model, processor, template, dtype=dtype, world=world, say=say)
+
+
+def _silent(_: str) -> None:
+    """For the processes beside the first."""
 
 
 def _check_supported(config: TrainingConfig, device: str, world: World) -> None:
-    if config.sharding or config.tensor_parallel_degree > 1:
+    if config.tensor_parallel_degree > 1:
         raise LlavaError(
-            "sharding and tensor_parallel_degree are not supported yet; several processes under "
-            "paddle.distributed.launch train data parallel without them"
+            "tensor_parallel_degree: splitting layers over processes is not supported; leave it out to train data "
+            'parallel, with "sharding": "stage1" to split the optimizer\'s state'
+        )
+    if config.sharding in ("stage2", "stage3"):
+        where = "cannot run on a CPU" if device == "cpu" else "is not supported"
+        raise LlavaError(
+            f'sharding: {config.sharding} {where}; "stage1" splits the optimizer\'s state over the processes, and '
+            "recompute and lora save memory too"
+        )
+    if config.sharding and config.fp16 and device != "cpu":
+        raise LlavaError('sharding: "stage1" does not go with fp16\'s loss scaling; use bf16')
+    if config.sharding and config.sharding_parallel_degree not in (-1, world.size):
+        raise LlavaError(
+            f"sharding_parallel_degree is {config.sharding_parallel_degree}, but this run has {world.size} processes; "
+            "-1 means all of them"
         )

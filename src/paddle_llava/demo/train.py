@@ -1,0 +1,169 @@
+"""Everything that made the street model, in one call: eye, tongue, data, `llava pretrain`, `llava finetune`.
+
+Each stage has a folder of its own in the output folder and goes on from where it stopped; a finished one is not
+repeated. The last two are the recipe that trains LLaVA itself, from the configuration files in `config/street`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from paddle_llava.checkpoints.safetensors_file import SafetensorsFile
+from paddle_llava.demo.dataset import write_dataset
+from paddle_llava.demo.evaluate import ask_all, figures, lines
+from paddle_llava.demo.eye import train_eye
+from paddle_llava.demo.model import write_untrained
+from paddle_llava.demo.tongue import train_tongue
+from paddle_llava.errors import LlavaError
+from paddle_llava.json_file import write_json
+from paddle_llava.llava import LlavaForConditionalGeneration
+from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.training.checkpoint import PARAMETERS, checkpoint_folders
+from paddle_llava.training.start import Stage, start
+
+Say = Callable[[str], object]
+CONFIGS = Path(__file__).parents[3] / "config" / "street"
+OWN, DATA = "own", "data"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of everything: steps of eye and tongue, pictures drawn for the recipe, and epochs through them."""
+
+    eye_steps: int
+    tongue_steps: int
+    pictures: int
+    pretrain_share: float
+    finetune_epochs: float
+    judged: int
+
+
+FULL = Amount(eye_steps=9000, tongue_steps=12000, pictures=60000, pretrain_share=0.15, finetune_epochs=2.0, judged=1000)
+QUICK = Amount(eye_steps=700, tongue_steps=500, pictures=3000, pretrain_share=0.3, finetune_epochs=0.5, judged=60)
+EYE = {"batch_size": 16, "learning_rate": 1e-3}
+TONGUE = {"batch_size": 8, "learning_rate": 1e-3}
+
+
+def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amount | None = None) -> Path:
+    """Train the street model in `output_dir`; the folder of the result, with `figures.json`. Raises `LlavaError`.
+
+    Run again after a stop, it goes on. `quick` takes a quarter of an hour on two cores and gives a poorer model.
+    """
+    amount = amount or (QUICK if quick else FULL)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    own, data = output_dir / OWN, output_dir / DATA
+    if not (own / "config.json").is_file():
+        say("eye and tongue learn, each by itself, on half of the processor")
+        learn_apart(output_dir, amount)
+        join(output_dir)
+    say(f"{amount.pictures:,} pictures for the recipe")
+    write_dataset(data, amount.pictures)
+    pretrained = stage(output_dir, "pretrain", own, amount.pretrain_share, say)
+    result = stage(output_dir, "finetune", pretrained, amount.finetune_epochs, say)
+    judge(result, amount.judged, say)
+    return result
+
+
+def learn_apart(output_dir: Path, amount: Amount) -> None:
+    """Eye and tongue in two processes. Raises `LlavaError` when one of them fails or is stopped."""
+    base = output_dir / "base"
+    if not (base / "config.json").is_file():
+        write_untrained(base)
+    with _half_the_threads():
+        context = get_context("spawn")
+        children = [
+            context.Process(target=_learn, args=(part, output_dir, amount), name=part) for part in ("eye", "tongue")
+        ]
+        for child in children:
+            child.start()
+
+    def stop(*_: object) -> None:
+        for child in children:
+            child.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        for child in children:
+            child.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    unfinished = [child.name for child in children if child.exitcode]
+    if unfinished:
+        raise LlavaError(f"{output_dir}: {' and '.join(unfinished)} stopped before the end; run the command again")
+
+
+def _learn(part: str, output_dir: Path, amount: Amount) -> None:
+    """In a child process: one of the two, its lines told apart by its name."""
+
+    def say(line: str) -> None:
+        print(f"{part}: {line}", flush=True)
+
+    folder, base = output_dir / part, output_dir / "base"
+    if part == "eye":
+        learnt = train_eye(folder, base, steps=amount.eye_steps, say=say, **EYE)  # type: ignore[arg-type]
+    else:
+        learnt = train_tongue(folder, base, steps=amount.tongue_steps, say=say, **TONGUE)  # type: ignore[arg-type]
+    if learnt is None:
+        raise SystemExit(1)
+
+
+@contextmanager
+def _half_the_threads() -> Iterator[None]:
+    """What is started within shares the processor's cores between two."""
+    before = os.environ.get("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(before) // 2))
+    try:
+        yield
+    finally:
+        os.environ["OMP_NUM_THREADS"] = before
+
+
+def join(output_dir: Path) -> None:
+    """One checkpoint of the eye's tower and the tongue's decoder, the projector still random; heads are left out."""
+    model = LlavaForConditionalGeneration.from_pretrained(output_dir / "base")
+    parameters = dict(model.named_parameters())
+    for part in ("eye", "tongue"):
+        file = SafetensorsFile(checkpoint_folders(output_dir / part)[-1] / PARAMETERS)
+        for name in file.names():
+            if name in parameters:
+                parameters[name].set_value(file.read(name))
+        file.close()
+    model.save_pretrained(output_dir / OWN)
+    LlavaProcessor.from_pretrained(output_dir / "base").save_pretrained(output_dir / OWN)
+
+
+def stage(output_dir: Path, name: Stage, model: Path, epochs: float, say: Say) -> Path:
+    """One of the recipe's two stages, as its configuration file says, unless it is done."""
+    folder = output_dir / name
+    if (folder / "config.json").is_file():
+        return folder
+    path = CONFIGS / f"{name}.json"
+    entries = json.loads(path.read_text())["dataset"]
+    for entry in entries["train"]:
+        entry["data_files"] = str(output_dir / entry["data_files"])
+    overrides = {
+        "model_name_or_path": str(model),
+        "output_dir": str(folder),
+        "dataset": json.dumps(entries),
+        "num_train_epochs": str(epochs),
+    }
+    start(path, name, overrides, say)
+    if not (folder / "config.json").is_file():
+        raise LlavaError(f"{folder}: stopped before the end; run the command again")
+    return folder
+
+
+def judge(folder: Path, pictures: int, say: Say) -> None:
+    """Ask about held-out pictures; the figures are printed and written to `figures.json`."""
+    model, processor = LlavaForConditionalGeneration.from_pretrained(folder), LlavaProcessor.from_pretrained(folder)
+    table = figures(ask_all(model, processor, pictures))
+    write_json(folder / "figures.json", table)
+    for line in lines(table):
+        say(line)

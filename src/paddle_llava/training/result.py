@@ -1,0 +1,91 @@
+"""What a run leaves in its `output_dir` besides checkpoints: the trained model or adapter, and that it is complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import paddle
+
+from paddle_llava.checkpoints.adapter import Adapter, read_adapter, write_adapter
+from paddle_llava.errors import LlavaError
+from paddle_llava.llava import LlavaForConditionalGeneration
+from paddle_llava.models.lora import LoRALinear
+from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.training.checkpoint import STATE, checkpoint_folders
+from paddle_llava.training.config import TrainingConfig
+from paddle_llava.training.optimizer import trainable
+
+FILE = "training_result.json"
+BEST = "best"
+
+
+def finished_steps(output_dir: Path) -> int:
+    """The steps of the run that was finished in `output_dir`, 0 without one."""
+    try:
+        steps = json.loads((output_dir / FILE).read_text(encoding="utf-8"))["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return steps if type(steps) is int else 0
+
+
+def clear_result(output_dir: Path, *, checkpoints: bool) -> int:
+    """Forget that a run was finished here, and with `checkpoints` remove what it could go on from, the latest last;
+    returns how many these were."""
+    (output_dir / FILE).unlink(missing_ok=True)
+    found = [*checkpoint_folders(output_dir / BEST), *checkpoint_folders(output_dir)] if checkpoints else []
+    for folder in found:
+        (folder / STATE).unlink(missing_ok=True)  # half a checkpoint must not look like one
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(found)
+
+
+def write_result(
+    output_dir: Path,
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    config: TrainingConfig,
+    steps: int,
+) -> None:
+    """Write the whole model in the `hf` layout, or the adapter in PEFT's, and last that it is complete."""
+    if config.lora:
+        write_adapter(output_dir, adapter_of(model, config), model.config)
+    else:
+        processor.save_pretrained(output_dir)
+        model.save_pretrained(output_dir)
+    (output_dir / FILE).write_text(json.dumps({"steps": steps}) + "\n", encoding="utf-8")
+
+
+def adapter_of(model: LlavaForConditionalGeneration, config: TrainingConfig) -> Adapter:
+    """What was learnt beside the frozen base."""
+    pairs = {
+        name: (layer.lora_A.numpy(), layer.lora_B.numpy())
+        for name, layer in model.named_sublayers()
+        if isinstance(layer, LoRALinear)
+    }
+    whole = {
+        name: parameter.astype("float32").numpy()
+        for name, parameter in trainable(model).items()
+        if ".lora_" not in name
+    }
+    return Adapter(config.lora_rank, config.lora_alpha, config.lora_dropout, config.model_name_or_path, pairs, whole)
+
+
+def take_adapter(model: LlavaForConditionalGeneration, config: TrainingConfig, folder: Path) -> None:
+    """Start from the adapter in `folder` rather than from the base model."""
+    adapter = read_adapter(folder, model.config)
+    layers = {name: layer for name, layer in model.named_sublayers() if isinstance(layer, LoRALinear)}
+    if adapter.pairs.keys() != layers.keys() or adapter.rank != config.lora_rank or adapter.alpha != config.lora_alpha:
+        raise LlavaError(
+            f"{folder}: an adapter of rank {adapter.rank}, alpha {adapter.alpha:g} and {len(adapter.pairs)} layers "
+            f"does not fit lora_rank {config.lora_rank}, lora_alpha {config.lora_alpha:g} and {len(layers)} layers"
+        )
+    for name, layer in layers.items():
+        layer.lora_A.set_value(adapter.pairs[name][0])
+        layer.lora_B.set_value(adapter.pairs[name][1])
+    parameters = trainable(model)
+    for name, array in adapter.whole.items():
+        if name not in parameters:
+            raise LlavaError(f"{folder}: holds {name}, which does not learn in this run; see freeze_include")
+        parameters[name].set_value(paddle.to_tensor(array).astype(parameters[name].dtype))
