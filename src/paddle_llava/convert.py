@@ -50,7 +50,7 @@ def convert(
         _begin(target, processor, layout)
         tensors: TensorSource = weights
         if lora_path is not None:
-            tensors = Merged(weights, read_adapter(Path(lora_path).expanduser(), pretrained.config))
+            tensors = Merged(weights, read_adapter(Path(lora_path).expanduser(), pretrained.config), dtype)
         if layout == "hf":
             tensors, config = extend_vocabulary(tensors, config)
         write_checkpoint(

@@ -58,7 +58,7 @@ class LlavaForConditionalGeneration(LlavaNetwork):
             model = cls._without_weights(pretrained.config, dtype)
             tensors: TensorSource = checkpoint
             if lora_path is not None:
-                tensors = Merged(checkpoint, read_adapter(Path(lora_path).expanduser(), pretrained.config))
+                tensors = Merged(checkpoint, read_adapter(Path(lora_path).expanduser(), pretrained.config), dtype)
             model._take_weights(tensors, dtype, progress)
         model.eval()
         return model

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -263,12 +264,14 @@ def test_stop_strings_across_tokens(stop: tuple[str, ...], text: str) -> None:
     assert "".join(session.ask("Again?")) == "The picture shows a lake with trees"
 
 
-def test_stop_strings_of_a_random_model_leave_a_true_history() -> None:
+@pytest.mark.parametrize("length", [1, 3, 12])
+def test_stop_strings_leave_a_true_history(length: int) -> None:
+    """Also when some of their tokens were run before the string was whole."""
     session = start(max_new_tokens=30)
     whole = say(start(max_new_tokens=30), "Describe it.", ONE)
-    stop = whole[len(whole) // 2 :][:3]
-    answer = say(session, "Describe it.", ONE, stop=(stop,))
-    assert answer == whole[: whole.index(stop)]
+    stop = whole[len(whole) // 2 :][:length]
+    assert len(stop) == length
+    assert say(session, "Describe it.", ONE, stop=(stop,)) == whole[: whole.index(stop)]
     assert_as_if_fresh(session)
 
 
@@ -286,17 +289,16 @@ def test_seeds_reproduce() -> None:
 
 
 def test_the_repetition_penalty_knows_the_turns_before() -> None:
-    """With a penalty that forbids repetition, no answer has a token that stood anywhere before."""
-    session = start(max_new_tokens=8, template=TEMPLATES["mistral_instruct"])
-    for text in QUESTIONS[:3]:
+    """One that forbids repetition: no answer has a token that stood anywhere before."""
+    session = start(max_new_tokens=16)
+    end = session.processor.tokenizer.eos_token_id
+    for text in QUESTIONS:
         say(session, text, repetition_penalty=1e9)
-    answers = [step for turn in session.engine.greedy for step in turn]
-    assert len(set(answers)) < len(answers)  # what the model would have said
-    said = session._history.ids
-    (end,) = session.engine.config.text.eos_token_id
-    fresh = [token for number, token in enumerate(said) if token not in said[:number] and token != end]
-    assert session.stats.generated_tokens == 8
-    assert set(said[-9:-1]) <= set(fresh)
+        *said, closing = session._history.ids
+        assert closing == end
+        before = len(said) - session.stats.generated_tokens
+        for place in range(before, len(said)):
+            assert said[place] not in said[:place]
 
 
 # --- mishaps
@@ -320,6 +322,36 @@ def test_an_interrupt_within_the_first_run(monkeypatch: pytest.MonkeyPatch, laye
     assert session._history is before
     assert say(session, "Is anybody there?") != ""
     assert_as_if_fresh(session)
+
+
+def test_an_interrupt_just_after_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine holds the question then, and nobody has heard of it."""
+    session = start()
+    say(session, "Hello?", ONE)
+    before, held = session._history, session.engine.length
+    with monkeypatch.context() as patch:
+        patch.setattr("paddle_llava.generation.sampling.Sampler.sample", fail)
+        with pytest.raises(KeyboardInterrupt):
+            say(session, "lake " * 9)
+    assert session._history is before
+    assert session.engine.length > held + 9
+    assert_as_if_fresh(session)
+
+
+def test_an_interrupt_after_room_was_made_for_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine holds a shortened conversation then; a shorter question needs it whole."""
+    session = start(limit=256)
+    for text in QUESTIONS[:3]:
+        say(session, text)
+    before = session._history
+    with monkeypatch.context() as patch:
+        patch.setattr("paddle_llava.generation.sampling.Sampler.sample", fail)
+        with pytest.raises(KeyboardInterrupt):
+            say(session, "lake " * 50)
+    assert len(session.noticed) == 1
+    assert session._history is before
+    assert_as_if_fresh(session)
+    assert len(session.noticed) == 1
 
 
 def test_an_interrupt_within_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,14 +409,11 @@ def _close_early(session: ChatSession) -> None:
 
 
 def _interrupted(session: ChatSession) -> None:
-    layer = session.engine.network.language_model.layers[1]
-    usual = layer.mlp.forward
-    layer.mlp.forward = fail
-    try:
-        with pytest.raises(KeyboardInterrupt):
+    """Within the first run, and just after it."""
+    layer = "paddle_llava.models.llama.LlamaMLP.forward"
+    for place in (layer, "paddle_llava.generation.sampling.Sampler.sample"):
+        with mock.patch(place, side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
             say(session, "lake " * 30)
-    finally:
-        layer.mlp.forward = usual
 
 
 def _refused(session: ChatSession) -> None:

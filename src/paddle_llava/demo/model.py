@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import paddle
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -21,6 +23,7 @@ IMAGE_SIZE, PATCH_SIZE = 128, 16
 TEMPLATE = TEMPLATES["vicuna_v1"]
 _RESERVED = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
 _APART = "\t"
+WORD_SPREAD = 0.3
 
 
 def build_tokenizer() -> Tokenizer:
@@ -108,8 +111,25 @@ def write_untrained(folder: Path, seed: int = 0) -> None:
             parameter.set_value(paddle.randn(parameter.shape) * _spread(name, parameter.shape, config))
         elif name.endswith("bias"):
             parameter.set_value(paddle.zeros(parameter.shape))
+    _line_up_coordinates(model.language_model.embed_tokens.weight, tokenizer)
     model.save_pretrained(folder)
     LlavaProcessor.from_pretrained(folder).save_pretrained(folder)
+
+
+def _line_up_coordinates(embeddings: paddle.Tensor, tokenizer: Tokenizer) -> None:
+    """Give coordinates embeddings along a smooth random curve, so that near ones are alike before anything is learnt.
+
+    Random Fourier features of many scales (Rahimi & Recht 2007), as large as the other words' embeddings.
+    """
+    rows = embeddings.numpy()
+    random = np.random.default_rng(0)
+    frequencies = np.exp(random.uniform(math.log(0.3), math.log(6.0), rows.shape[1]))
+    phases = random.uniform(0, 2 * math.pi, rows.shape[1])
+    for text in COORDINATES:
+        row = np.cos(2 * math.pi * frequencies * float(text) + phases) * 2**0.5 * WORD_SPREAD
+        for form in (text, f"▁{text}"):
+            rows[tokenizer.token_to_id(form)] = row
+    embeddings.set_value(rows)
 
 
 def _spread(name: str, shape: list[int], config: LlavaConfig) -> float:
@@ -118,7 +138,7 @@ def _spread(name: str, shape: list[int], config: LlavaConfig) -> float:
     Words and positions are as large as what layers add to them, or the first layers would hardly see them.
     """
     if name.endswith(("embed_tokens.weight", "position_embedding.weight")):
-        return 0.3
+        return WORD_SPREAD
     inputs = shape[0] if len(shape) == 2 else shape[1] * shape[2] * shape[3]
     depth = config.vision.num_hidden_layers if name.startswith("vision_tower") else config.text.num_hidden_layers
     added = name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "fc2.weight"))

@@ -34,6 +34,7 @@ from paddle_llava.processing.templates import TEMPLATES, Template
 
 TURNS = 12
 CAPTIONS, LISTS = 0.25, 0.6
+MOST, GROWTH = 8, 300  # objects, and the steps after which there may be one more
 SMALL = 64  # pixels: enough to know who covers what
 SEEDS_A_STEP = 1000
 
@@ -48,13 +49,15 @@ class Conversations:
         """`cells` [conversations, cells, WIDTH], and all of them packed into one row: `input_ids`, `labels`, `lengths`.
 
         Labels are moved left by one, as `collate` makes them. `weights` [targets] make long answers count more than
-        short ones, but not as much as they are longer. `kinds` names the kind of each answer, in order.
+        short ones, but not as much as they are longer. `kinds` names the kind of each answer, in order. The first steps
+        of training have scenes of one or two objects, later ones more and more.
         """
         vision = self.processor.config.vision
         first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
+        objects = (1, min(MOST, 2 + step // GROWTH)) if self.split == "train" else (2, MOST)
         samples, cells, kinds = [], [], []
         for seed in range(first, first + self.batch_size):
-            scene, rng = draw_scene(seed, size=SMALL, split=self.split), Random(seed)
+            scene, rng = draw_scene(seed, size=SMALL, split=self.split, objects=objects), Random(seed)
             cells.append(as_numbers(cells_of(scene, vision.image_size // vision.patch_size)))
             if rng.random() < CAPTIONS:
                 kind, text = captioned(scene, rng)

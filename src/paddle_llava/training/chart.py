@@ -25,14 +25,15 @@ class Series:
     marks: bool = False
 
 
-def line_chart(title: str, series: Sequence[Series]) -> str:
-    """An `<svg>` of the finite points of `series` over the step; it has a text for those who cannot see it."""
+def line_chart(title: str, series: Sequence[Series], *, from_zero: bool = False) -> str:
+    """An `<svg>` of the finite points of `series` over the step, the axis `from_zero` or from their least; it has a
+    text for those who cannot see it."""
     drawn = [(each, _thinned([p for p in each.points if math.isfinite(p[1])])) for each in series]
     drawn = [(each, points) for each, points in drawn if points]
     if not drawn:
         return '<p class="empty">nothing was recorded</p>'
     xs = [x for _, points in drawn for x, _ in points]
-    ys = [y for _, points in drawn for _, y in points]
+    ys = [y for _, points in drawn for _, y in points] + [0.0] * from_zero
     x_ticks, y_ticks = _ticks(min(xs), max(xs), whole=True), _ticks(min(ys), max(ys))
     x_range = min(*xs, x_ticks[0]), max(*xs, x_ticks[-1], min(xs) + 1)
     y_range = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
@@ -66,8 +67,10 @@ def line_chart(title: str, series: Sequence[Series]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def smoothed(points: Points, weight: float = 0.9) -> list[tuple[float, float]]:
-    """Exponential moving average of finite values, without the pull to zero at its start."""
+def smoothed(points: Points) -> list[tuple[float, float]]:
+    """Exponential moving average of finite values over about a fifteenth of them, without the pull to zero at its
+    start."""
+    weight = 1 - 1 / max(2.0, min(len(points) / 15, 40.0))
     mean = total = 0.0
     result = []
     for x, y in points:

@@ -130,7 +130,8 @@ class TrainingLog:
             self._after_first = time.perf_counter()
         if done == STEPS_BEFORE_ESTIMATE and step < self._total and not self._quiet:
             each = (time.perf_counter() - self._after_first) / (done - 1)
-            tell(f"about {duration(each * (self._total - step))} for the {self._total - step:,} steps that are left, without saving and evaluating")
+            left = self._total - step
+            tell(f"about {duration(each * left)} for the {left:,} steps that are left, saving and evaluating aside")
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one JSON line, such as an evaluation's."""

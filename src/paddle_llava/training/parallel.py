@@ -6,7 +6,7 @@ for ever, and all end with the same words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -58,15 +58,19 @@ class World:
             raise LlavaError(self._message(str(error), int(failed[0])))
         return result  # type: ignore[return-value]
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Sum the gradients over all processes.
 
         A parameter that no sample of this process reached (no pictures in its batches) counts as zeros, so that all
-        processes sum the same tensors and none waits for ever.
+        processes sum the same tensors and none waits for ever. One that was reached nowhere stays without a gradient:
+        zeros would let the optimizer's momentum move it, which one process would not.
         """
         if self.size == 1:
             return
-        for parameter in parameters:
+        reached = self.sum(*(float(parameter.grad is not None) for parameter in parameters))
+        for parameter, anywhere in zip(parameters, reached, strict=True):
+            if not anywhere:
+                continue
             if parameter.grad is None:
                 parameter.grad = paddle.zeros_like(parameter)
             _exchange(dist.all_reduce, parameter.grad)

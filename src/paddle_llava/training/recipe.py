@@ -8,6 +8,7 @@ gradient. Every random number of a step comes from the seed and the step's numbe
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,7 +128,7 @@ class _Run:
                 quiet=quiet,
                 report_to=config.report_to,
             ) as log,
-            _stop_requests() as stop_requested,
+            _stop_requests(launched=self.world.size > 1) as stop_requested,
         ):
             while state.step < total:
                 try:
@@ -206,14 +207,15 @@ class _Run:
 
     def _update(self, targets: float, lost_targets: float) -> float:
         """Apply the gradients of all processes, unless there are none; returns their norm before clipping."""
-        self.world.sum_gradients(self.parameters.values())
+        self.world.sum_gradients(list(self.parameters.values()))
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         norm = 0.0
         if lost_targets < targets and gradients:
             share = (targets - lost_targets) / targets
             if share < 1:
-                for gradient in gradients:
-                    gradient.scale_(1 / share)
+                with paddle.no_grad():
+                    for gradient in gradients:
+                        gradient.scale_(1 / share)
             norm = _norm(gradients) / float(self.scaler._scale if self.scaler.is_enable() else 1)
             # The scaler drops a step whose gradients overflow, and lowers its scale.
             if math.isfinite(norm) or self.scaler.is_enable():
@@ -462,9 +464,12 @@ def _records(batch: Batch) -> str:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come meanwhile, instead of its ending the process in the middle of a step."""
-    asked = False
+def _stop_requests(launched: bool = False) -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM has come meanwhile, instead of its ending the process in the middle of a step.
+
+    The end of the launcher of several processes counts as one: it would leave them behind.
+    """
+    asked, parent = False, os.getppid()
 
     def ask(*_: object) -> None:
         nonlocal asked
@@ -475,6 +480,6 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         return
     before = signal.signal(signal.SIGTERM, ask)
     try:
-        yield lambda: asked
+        yield lambda: asked or (launched and os.getppid() != parent)
     finally:
         signal.signal(signal.SIGTERM, before)

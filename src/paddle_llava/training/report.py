@@ -31,7 +31,7 @@ from paddle_llava.training.plan import Plan
 
 FILE = "report.html"
 PREDICTIONS = 6
-ANSWER_TOKENS = 96
+ANSWER_TOKENS = 64
 SECONDS_FOR_PREDICTIONS = 120
 THUMBNAIL = 320
 STYLE = Path(__file__).with_name("report.css")
@@ -186,17 +186,17 @@ def _charts(steps: Sequence[dict[str, Any]], evaluations: Sequence[tuple[int, fl
         key += ' <i style="background:var(--series-2)"></i>evaluation'
     yield _figure("Loss", loss, key)
     yield _figure("Learning rate", [Series("learning rate", points("learning_rate"))])
-    yield _figure("Tokens a second", [Series("tokens a second", points("tokens_per_second"))])
+    yield _figure("Tokens a second", [Series("tokens a second", points("tokens_per_second"))], from_zero=True)
     norm = points("grad_norm")
     yield _figure(
         "Norm of the gradient", [Series("each step", norm, faint=True), Series("gradient norm", smoothed(norm))]
     )
-    yield _figure("Peak memory, GiB", [Series("peak memory", points("peak_memory_gib"))])
+    yield _figure("Peak memory, GiB", [Series("peak memory", points("peak_memory_gib"))], from_zero=True)
 
 
-def _figure(title: str, series: Sequence[Series], key: str = "") -> str:
+def _figure(title: str, series: Sequence[Series], key: str = "", *, from_zero: bool = False) -> str:
     legend = f'<span class="key">{key}</span>' if key else ""
-    return f"<figure><figcaption>{title} {legend}</figcaption>{line_chart(title, series)}</figure>"
+    return f"<figure><figcaption>{title} {legend}</figcaption>{line_chart(title, series, from_zero=from_zero)}</figure>"
 
 
 def _predictions(predictions: Sequence[Prediction]) -> Iterator[str]:

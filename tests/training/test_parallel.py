@@ -1,0 +1,208 @@
+"""Two processes under Paddle's launcher, as a user starts them, against one with the doubled batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from paddle_llava.data.batches import BatchSettings
+from paddle_llava.data.loader import Batches
+from paddle_llava.data.mixture import Mixture
+from paddle_llava.errors import LlavaError
+from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.processing.templates import TEMPLATES
+from paddle_llava.training.config import TrainingConfig
+from paddle_llava.training.parallel import World
+from paddle_llava.training.start import _check_supported
+from training_runs import Runner, checkpoints, log, losses, weights, write_records, write_settings
+
+LLAVA = Path(sys.executable).with_name("llava")
+LAUNCH = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
+# With Adam's own epsilon, rounding decides the sign of steps near zero.
+STEPS: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "adam_epsilon": 1e-3, "seed": 3}
+ONE, TWO = {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 1}
+
+
+@contextmanager
+def launched(settings: Path) -> Iterator[subprocess.Popen[str]]:
+    """Two processes that train; all of them have ended after the block."""
+    with (settings.parent / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            [*LAUNCH, str(LLAVA), "finetune", str(settings)],
+            cwd=settings.parent,
+            stdout=said,
+            stderr=said,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            for each in family(process):
+                each.kill()
+            process.kill()
+            process.wait()
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def logs(settings: Path) -> list[str]:
+    """What each of the two processes said."""
+    return [(settings.parent / "log" / f"workerlog.{rank}").read_text() for rank in (0, 1)]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> float:
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() < begun + seconds
+        time.sleep(0.02)
+    return time.monotonic() - begun
+
+
+@pytest.fixture
+def run(tmp_path: Path, demo_checkpoint: Path) -> Runner:
+    return Runner(tmp_path, demo_checkpoint, write_records(tmp_path, 8))
+
+
+def settings(run: Runner, name: str, data: Path | None = None, **changes: Any) -> Path:
+    return write_settings(run.folder / name, run.checkpoint, data or run.data, **{**STEPS, **TWO, **changes})
+
+
+def test_two_processes_are_one_with_the_doubled_batch(run: Runner) -> None:
+    """With the optimizer's state sharded and not, and on from each other's checkpoints."""
+    batches = [_pictures(run, rank) for rank in (0, 1)]
+    assert any(mine != others for mine, others in zip(*batches, strict=True)), "no step with pictures on one side only"
+    one = run("one", **STEPS, **ONE)
+    alone = run("alone", **STEPS | TWO | {"max_steps": 8})  # half the batch at each step
+    sharded = settings(run, "sharded", sharding="stage1", sharding_parallel_degree=2, evaluation_strategy="epoch")
+    resumed = settings(run, "resumed", resume_from_checkpoint=str(alone / "checkpoint-2"))
+    with ExitStack() as stack:
+        processes = [stack.enter_context(launched(each)) for each in (sharded, resumed)]
+        assert [process.wait(120) for process in processes] == [0, 0]
+    out = sharded.parent / "out"
+    assert losses(out) == pytest.approx(losses(one), abs=2e-6)
+    assert [line["targets"] for line in log(out)[:-1]] == [line["targets"] for line in log(one)]
+    assert [line["grad_norm"] for line in log(out)[:-1]] == pytest.approx([x["grad_norm"] for x in log(one)], rel=1e-5)
+    trained = run("eval", model_name_or_path=str(one), do_train=False, do_eval=True)
+    assert log(out)[-1]["eval_loss"] == pytest.approx(log(trained)[0]["eval_loss"], abs=1e-5)
+
+    # On from each other's checkpoints, which count places over all processes: targets tell the batches apart.
+    batch = [line["targets"] for line in log(alone)]
+    again = run("again", **STEPS, **TWO, resume_from_checkpoint=str(out / "checkpoint-2"))
+    assert [line["targets"] for line in log(again)] == [batch[4], batch[5]]
+    assert [line["targets"] for line in log(resumed.parent / "out")] == [batch[2] + batch[3], batch[4] + batch[5]]
+    assert (out / "report.html").exists()
+
+
+def _pictures(run: Runner, rank: int) -> list[bool]:
+    batches = Batches(
+        Mixture.from_entries([{"data_files": str(run.data)}], TEMPLATES["vicuna_v1"]),
+        LlavaProcessor.from_pretrained(run.checkpoint),
+        BatchSettings(batch_size=1, max_length=512, seed=STEPS["seed"]),
+        rank=rank,
+        world_size=2,
+    )
+    return ["pixel_values" in batch for batch in batches]
+
+
+def test_a_sharded_run_goes_on_bit_for_bit(run: Runner) -> None:
+    """Stopped by SIGTERM to both, and by the death of the launcher; then on, with the state in other hands."""
+    straight, stopped = (settings(run, name, max_steps=30, sharding=kind, save_steps=100) for name, kind in PAIR)
+    with launched(straight) as process:
+        with launched(stopped) as other:
+            wait_for(lambda: len(losses_or_none(stopped)) >= 3)
+            for each in workers(other):
+                each.terminate()
+            assert wait_for(lambda: other.poll() is not None) < 30
+            assert other.wait() != 0
+        assert all("llava: error: stopped by SIGTERM after step" in said for said in logs(stopped))
+        (step,) = checkpoints(stopped.parent / "out")
+        assert 3 <= step < 30
+        assert process.wait(120) == 0
+    with launched(stopped) as other:
+        assert other.wait(120) == 0
+    assert weights(stopped.parent / "out") == weights(straight.parent / "out")
+
+
+PAIR = (("straight", ""), ("stopped", "stage1"))
+
+
+def losses_or_none(path: Path) -> list[float]:
+    return losses(path.parent / "out") if (path.parent / "out" / "trainer_log.jsonl").exists() else []
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [each for each in family(process) if "finetune" in each.cmdline()]
+
+
+def test_none_is_left_waiting(run: Runner) -> None:
+    """A bad record of one process, a killed process, and a killed launcher: all end, and say why."""
+    folder = run.folder / "bad"
+    folder.mkdir()
+    records = write_records(folder, 2, pictures=False)
+    good = json.loads(records.read_text())
+    records.write_text(json.dumps([good[0], {"conversations": []}] * 4))
+    bad = settings(run, "bad", records)
+    killed, orphaned = (settings(run, name, max_steps=10_000, save_strategy="no") for name in ("killed", "orphaned"))
+    with ExitStack() as stack:
+        first, second, third = (stack.enter_context(launched(each)) for each in (bad, killed, orphaned))
+        assert first.wait(60) != 0
+        errors = [[line for line in said.splitlines() if "error" in line] for said in logs(bad)]
+        assert errors[0] == errors[1]
+        assert len(errors[0]) == 1
+        assert errors[0][0].startswith("llava: error: ")
+        assert "record" in errors[0][0]
+
+        wait_for(lambda: len(losses_or_none(killed)) >= 1)
+        one, other = workers(second)
+        other.kill()
+        assert wait_for(lambda: second.poll() is not None and not one.is_running()) < 30
+
+        wait_for(lambda: len(losses_or_none(orphaned)) >= 1)
+        left = workers(third)
+        os.kill(third.pid, signal.SIGKILL)
+        third.wait()
+        try:
+            assert wait_for(lambda: not any(map(psutil.pid_exists, [each.pid for each in left]))) < 30
+        finally:
+            for each in left:
+                if each.is_running():
+                    each.kill()
+
+
+CONFIG: dict[str, Any] = {"model_name_or_path": "m", "dataset": {"train": [{"data_files": "t"}]}, "output_dir": "o"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "said"),
+    [
+        ({"tensor_parallel_degree": 2}, World(0, 2), "tensor_parallel_degree"),
+        ({"sharding": "stage2"}, World(0, 2), "stage2 cannot run on a CPU"),
+        ({"sharding": "stage3"}, World(0, 2), "stage3 cannot run on a CPU"),
+        ({"sharding": "stage1", "sharding_parallel_degree": 4}, World(0, 2), "this run has 2 processes"),
+    ],
+)
+def test_what_is_not_supported_is_refused(changes: dict[str, Any], world: World, said: str) -> None:
+    with pytest.raises(LlavaError, match=said):
+        _check_supported(TrainingConfig.from_dict({**CONFIG, **changes}), "cpu", world)
+
+
+@pytest.mark.parametrize("changes", [{"sharding": "stage1"}, {"tensor_parallel_degree": 1}, {"sharding": ""}])
+def test_what_is_supported(changes: dict[str, Any]) -> None:
+    _check_supported(TrainingConfig.from_dict({**CONFIG, **changes}), "cpu", World())

@@ -1,0 +1,220 @@
+"""The page, the log, and what is said while a run goes."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paddle_llava.errors import LlavaError
+from paddle_llava.training.chart import HEIGHT, LEFT, MOST_POINTS, WIDTH, Series, line_chart, smoothed
+from paddle_llava.training.checkpoint import TrainerState
+from paddle_llava.training.config import TrainingConfig
+from paddle_llava.training.log import TrainingLog, duration, tell
+from paddle_llava.training.plan import Plan
+from paddle_llava.training.report import Prediction, render_report
+from training_runs import Runner, log, write_records
+
+VOID = {"meta", "img", "circle", "line", "polyline", "link", "br"}
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and that all are closed in turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture
+def run(tmp_path: Path, demo_checkpoint: Path) -> Runner:
+    return Runner(tmp_path, demo_checkpoint, write_records(tmp_path, 8))
+
+
+def test_the_page_of_a_run(run: Runner) -> None:
+    done = run("run", max_steps=3, evaluation_strategy="steps", eval_steps=1, per_device_train_batch_size=2)
+    text = (done / "report.html").read_text()
+    page = Page(text)
+    assert run.heard(f"report: {done / 'report.html'}")
+    assert page.count("svg") == 5
+    assert page.count("article") == 6
+    assert page.count("img") == 3  # every other record has a picture
+    assert "finished" in text
+    assert "prefers-color-scheme: dark" in text
+    outside = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
+    assert all((value or "").startswith("data:image/jpeg;base64,") for value in outside)
+    assert page.count("script") == 0
+    assert "http" not in text
+    assert all(line["peak_memory_gib"] > 0.01 for line in log(done) if "loss" in line)
+
+
+def test_what_the_model_says_is_its_greedy_answer(run: Runner) -> None:
+    """After enough steps on one sentence the model says it."""
+    data = run.folder / "one.json"
+    data.write_text(json.dumps([{"conversations": [["What is it?", "a red bus"]]}]))
+    done = run("run", data=data, max_steps=40, logging_steps=10)
+    text = (done / "report.html").read_text()
+    assert text.count("a red bus") == 2  # the model's and the reference
+    assert len(log(done)) == 4
+
+
+def config(**changes: Any) -> TrainingConfig:
+    return TrainingConfig.from_dict(
+        {"model_name_or_path": "some/model", "dataset": {"train": [{"data_files": "t"}]}, "output_dir": "o", **changes}
+    )
+
+
+PLAN = Plan({"projector": (5, 10), "lm_head": (0, 0)}, 3, 1, 10, 4, 4)
+
+
+def test_what_comes_from_outside_is_escaped() -> None:
+    page = render_report(
+        config(model_name_or_path=EVIL, output_dir=EVIL),
+        PLAN,
+        TrainerState(step=1),
+        3,
+        [],
+        [Prediction(EVIL, EVIL, EVIL, EVIL, (b"jpeg",))],
+    )
+    assert Page(page).count("script") == 0
+    assert "stopped after step 1 of 3" in page
+    assert "nothing was recorded" in page
+
+
+@given(st.lists(st.floats(), max_size=40))
+def test_any_numbers_can_be_drawn(values: list[float]) -> None:
+    values = [value for value in values if not abs(value) > 1e300]
+    svg = line_chart("any", [Series("any", list(enumerate(values)), marks=True)])
+    if any(map(math.isfinite, values)):
+        page = Page(svg)
+        assert page.count("circle") == sum(map(math.isfinite, values))
+        places = [(float(a["cx"] or 0), float(a["cy"] or 0)) for name, a in page.tags if name == "circle"]
+        assert all(LEFT - 1 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in places)
+
+
+def test_a_long_run_makes_a_small_chart() -> None:
+    svg = line_chart("loss", [Series("loss", [(float(n), 1 / n) for n in range(1, 100_000)])])
+    (points,) = (a["points"] for name, a in Page(svg).tags if name == "polyline")
+    assert len((points or "").split()) <= MOST_POINTS
+
+
+def test_smoothing_begins_at_the_first_value() -> None:
+    points = smoothed([(1, 8.0), (2, math.nan), (3, 4.0), (4, 4.0)])
+    assert points[0] == (1, pytest.approx(8.0))
+    assert [x for x, _ in points] == [1, 3, 4]
+    assert 4 < points[-1][1] < 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (99, "99 s"), (600, "10 min"), (12_000, "3 h 20 min"), (200_000, "2 d 7 h")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+COUNTS = {"tokens": 20, "useful": 10, "targets": 5}
+
+
+def test_plain_lines_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingLog(tmp_path, 30, 0, every=5, live=True) as training:
+        for step in range(1, 31):
+            training.step(step, 2.0 if step % 2 else 4.0, 1e-4, COUNTS)
+    lines = capsys.readouterr().err.splitlines()
+    steps = [line for line in lines if line.startswith("step")]
+    assert [line.split()[1] for line in steps] == ["5/30", "10/30", "15/30", "20/30", "25/30", "30/30"]
+    assert "loss 2.8000  lr 1.00e-04" in steps[0]
+    assert "useful 50%" in steps[0]
+    (estimate,) = (line for line in lines if "about" in line)
+    assert "for the 20 steps that are left" in estimate
+
+
+def test_the_last_step_is_always_logged(tmp_path: Path) -> None:
+    with TrainingLog(tmp_path, 7, 0, every=5, live=False) as training:
+        for step in range(1, 8):
+            training.step(step, 1.0, 1e-4, COUNTS)
+    assert [line["step"] for line in log(tmp_path)] == [5, 7]
+
+
+def test_time_aside_is_not_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("paddle_llava.training.log.time.perf_counter", lambda: now[0])
+    with TrainingLog(tmp_path, 2, 0, every=1, live=False) as training:
+        for step in (1, 2):
+            now[0] += 2
+            training.step(step, 1.0, 1e-4, COUNTS)
+            with training.aside():
+                now[0] += 100
+    assert [line["seconds"] for line in log(tmp_path)] == [2, 2]
+
+
+def test_a_repeated_step_replaces_what_was_said_of_it(tmp_path: Path) -> None:
+    with TrainingLog(tmp_path, 5, 0, every=1, live=False) as training:
+        for step in (1, 2, 3):
+            training.step(step, 1.0, 1e-4, COUNTS)
+    with (tmp_path / "trainer_log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    with TrainingLog(tmp_path, 5, 2, every=1, live=False) as training:
+        training.step(3, 9.0, 1e-4, COUNTS)
+    assert [(line["step"], line["loss"]) for line in log(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 9.0)]
+
+
+def test_a_block_keeps_its_columns_and_no_controls(capsys: pytest.CaptureFixture[str]) -> None:
+    tell("a    1\nb\x1b[2J  22")
+    tell("one  line")
+    assert capsys.readouterr().err == "a    1\nb?[2J  22\nllava: note: one line\n"
+
+
+def test_the_plan_is_aligned() -> None:
+    lines = Plan(
+        {"projector": (5_000_000, 10_000_000), "lm_head": (0, 20_000_000)}, 1200, 8, 4096, 2**30, 2**31
+    ).lines()
+    numbers = [line for line in lines[1:] if line.startswith("  ")]
+    assert {len(line[:30].rstrip()) for line in numbers if "GiB" not in line[:30]} <= {30, 28}
+    assert "5.00 M of 30.00 M parameters learn" in lines[0]
+    assert "5.00 M learn" in lines[1]
+    assert "frozen" in lines[2]
+
+
+@pytest.mark.parametrize("name", ["visualdl", "tensorboard"])
+def test_trackers(name: str, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, writer = {"visualdl": ("visualdl", "LogWriter"), "tensorboard": ("tensorboardX", "SummaryWriter")}[name]
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(LlavaError, match=f"pip install {library}"):
+        run("without", max_steps=1, report_to=[name])
+    written: list[tuple[str, float, int]] = []
+    fake = ModuleType(library)
+    one = SimpleNamespace(add_scalar=lambda *args: written.append(args), close=lambda: written.append(("end", 0, 0)))
+    setattr(fake, writer, lambda logdir: one)
+    monkeypatch.setitem(sys.modules, library, fake)
+    done = run("with", max_steps=2, report_to=[name, "none"])
+    assert [(value, step) for key, value, step in written if key == "train/loss"] == [
+        (line["loss"], line["step"]) for line in log(done)
+    ]
+    assert written[-1] == ("end", 0, 0)

@@ -1,0 +1,121 @@
+"""A run that is stopped or killed at any moment goes on bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from paddle_llava.errors import LlavaError
+from paddle_llava.training import recipe
+from paddle_llava.training.log import TrainingLog
+from training_runs import Runner, checkpoints, losses, weights, write_records, write_settings
+
+LLAVA = Path(sys.executable).with_name("llava")
+KILLS = 10
+
+
+@pytest.fixture
+def run(tmp_path: Path, demo_checkpoint: Path) -> Runner:
+    return Runner(tmp_path, demo_checkpoint, write_records(tmp_path, 8))
+
+
+LORA = {"lora": True, "lora_rank": 4, "lora_dropout": 0.2, "gradient_accumulation_steps": 2, "mixtoken": True}
+
+
+@pytest.mark.parametrize("kind", [{}, LORA], ids=["full", "lora"])
+def test_sigterm_saves_and_the_next_run_goes_on(
+    kind: dict[str, object], run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"max_steps": 5, "max_length": 256, "save_strategy": "steps", "save_steps": 100, **kind}
+    straight = run("straight", **steps)
+    right = TrainingLog.step
+
+    def stop_after_two(log: TrainingLog, step: int, *arguments: object) -> None:
+        right(log, step, *arguments)  # type: ignore[arg-type]
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLog, "step", stop_after_two)
+        with pytest.raises(LlavaError, match=r"stopped by SIGTERM after step 2; run the same command again to go on"):
+            run("stopped", **steps)
+    out = run.folder / "stopped" / "out"
+    assert checkpoints(out) == [2]
+    assert "stopped after step 2 of 5" in (out / "report.html").read_text()
+    assert not (out / "training_result.json").exists()
+    run("stopped", **steps)
+    assert run.heard("going on from")
+    assert losses(out) == losses(straight)
+    assert weights(out) == weights(straight)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_before_anything_was_learnt(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "_stop_requests", lambda launched: nullcontext(lambda: True))
+    with pytest.raises(LlavaError, match="after step 0; nothing was saved yet"):
+        run("run", max_steps=2, save_strategy="steps")
+    assert checkpoints(run.folder / "run" / "out") == []
+
+
+def test_killed_at_random_moments(tmp_path: Path, demo_checkpoint: Path) -> None:
+    """SIGKILL ten times, at every other time in the middle of a save; the weights are those of an unbroken run."""
+    settings = {"max_steps": 40, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    settings |= {"lora": True, "lora_rank": 4, "lora_dropout": 0.2, "max_length": 128}
+    data = write_records(tmp_path, 8)
+    straight = write_settings(tmp_path / "straight", demo_checkpoint, data, **settings)
+    killed = write_settings(tmp_path / "killed", demo_checkpoint, data, **settings)
+    out = tmp_path / "killed" / "out"
+    choose, in_a_save = random.Random(5), 0
+    for number in range(KILLS):
+        process = _finetune(killed)
+        try:
+            before = max(checkpoints(out), default=0)
+            _wait(lambda before=before: max(checkpoints(out), default=0) > before, process)
+            if number % 2:
+                _wait(lambda: any(out.glob(".checkpoint-*.tmp")), process, pause=0.0005)
+            time.sleep(choose.uniform(0, 0.05) if number % 2 == 0 else choose.uniform(0, 0.004))
+        finally:
+            process.kill()
+        assert process.wait() == -signal.SIGKILL
+        in_a_save += any(out.glob(".checkpoint-*.tmp"))
+    assert in_a_save
+    assert 1 < max(checkpoints(out)) < 40
+    unbroken = _finetune(straight)
+    assert _finetune(killed).wait(60) == 0
+    assert unbroken.wait(60) == 0
+    assert losses(out) == losses(tmp_path / "straight" / "out")
+    assert weights(out) == weights(tmp_path / "straight" / "out")
+    assert len(checkpoints(out)) == 2
+    assert not list(out.glob(".checkpoint-*"))
+
+
+def _finetune(settings: Path) -> subprocess.Popen[bytes]:
+    command = [str(LLAVA), "finetune", str(settings)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _wait(condition: object, process: subprocess.Popen[bytes], pause: float = 0.005) -> None:
+    end = time.monotonic() + 60
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < end
+        time.sleep(pause)
+
+
+def test_a_copy_of_a_run_goes_on_like_it(run: Runner) -> None:
+    steps = {"save_strategy": "steps", "save_steps": 1}
+    whole = run("whole", max_steps=4, **steps)
+    copy = run.folder / "copy" / "out"
+    copy.mkdir(parents=True)
+    shutil.copytree(whole / "checkpoint-3", copy / "checkpoint-3")
+    run("copy", max_steps=4, **steps)
+    assert weights(copy) == weights(whole)
