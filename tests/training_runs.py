@@ -85,5 +85,6 @@ def losses(folder: Path) -> list[float]:
 
 
 def checkpoints(folder: Path) -> list[int]:
-    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    """The steps of the whole checkpoints in `folder`."""
+    names = [path.parent.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*/trainer_state.json")]
     return sorted(int(name) for name in names if name.isdigit())

@@ -340,7 +340,7 @@ def test_an_interrupt_just_after_the_first_run(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_interrupt_after_room_was_made_for_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine holds a shortened conversation then; a shorter question needs it whole."""
-    session = start(limit=256)
+    session = start(limit=230)
     for text in QUESTIONS[:3]:
         say(session, text)
     before = session._history

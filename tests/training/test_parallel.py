@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import paddle
 import psutil
 import pytest
 
@@ -22,8 +23,9 @@ from paddle_llava.data.mixture import Mixture
 from paddle_llava.errors import LlavaError
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import TEMPLATES
+from paddle_llava.training.checkpoint import optimizer_slots
 from paddle_llava.training.config import TrainingConfig
-from paddle_llava.training.parallel import World
+from paddle_llava.training.parallel import ShardedOptimizer, World
 from paddle_llava.training.start import _check_supported
 from training_runs import Runner, checkpoints, log, losses, weights, write_records, write_settings
 
@@ -184,6 +186,18 @@ def test_none_is_left_waiting(run: Runner) -> None:
             for each in left:
                 if each.is_running():
                     each.kill()
+
+
+def test_each_process_keeps_the_state_of_its_share() -> None:
+    parameters = {str(size): paddle.create_parameter([size], "float32") for size in (5, 4, 3, 2)}
+    held = []
+    for rank in (0, 1):
+        optimizer = paddle.optimizer.AdamW(parameters=list(parameters.values()))
+        optimizer_slots(optimizer, parameters)
+        ShardedOptimizer(optimizer, parameters, World(rank, 2)).drop_others()
+        moments = optimizer._accumulators["moment1"]
+        held.append({name for name, parameter in parameters.items() if parameter.name in moments})
+    assert held == [{"5", "2"}, {"4", "3"}]
 
 
 CONFIG: dict[str, Any] = {"model_name_or_path": "m", "dataset": {"train": [{"data_files": "t"}]}, "output_dir": "o"}

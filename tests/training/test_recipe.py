@@ -14,7 +14,7 @@ import pytest
 
 from paddle_llava.checkpoints.safetensors_file import SafetensorsFile
 from paddle_llava.errors import LlavaError
-from paddle_llava.training import checkpoint, recipe
+from paddle_llava.training import checkpoint, step
 from training_runs import Runner, checkpoints, log, losses, weights, write_records
 
 # With Adam's own epsilon a first step is the sign of the gradient, and rounding decides signs near zero.
@@ -175,7 +175,7 @@ Spoil = Callable[[str, Callable[[paddle.Tensor], paddle.Tensor]], None]
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spoil]:
     """`spoil(record, change)`: the loss of a batch with `record` goes through `change`."""
-    right = recipe._loss
+    right = step._loss
 
     def spoil(record: str, change: Callable[[paddle.Tensor], paddle.Tensor]) -> None:
         def loss(model: Any, batch: Any) -> paddle.Tensor:
@@ -183,7 +183,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spoil]:
             value = right(model, batch)
             return change(value) if any(name.endswith(record) for name in names) else value
 
-        monkeypatch.setattr(recipe, "_loss", loss)
+        monkeypatch.setattr(step, "_loss", loss)
 
     return spoil  # type: ignore[return-value]
 
@@ -220,13 +220,13 @@ def test_a_skipped_batch_leaves_the_step_to_the_others(run: Runner, spoil: Spoil
 
 
 def test_a_model_that_has_diverged_is_not_trained_on(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = recipe._loss
+    right = step._loss
 
     def ruin(model: Any, batch: Any) -> paddle.Tensor:
         model.lm_head.weight.set_value(model.lm_head.weight * float("nan"))
         return right(model, batch)
 
-    monkeypatch.setattr(recipe, "_loss", ruin)
+    monkeypatch.setattr(step, "_loss", ruin)
     with pytest.raises(LlavaError, match="diverged"):
         run("run", max_steps=2, on_bad_sample="skip")
 

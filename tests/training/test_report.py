@@ -23,7 +23,7 @@ from paddle_llava.training.plan import Plan
 from paddle_llava.training.report import Prediction, render_report
 from training_runs import Runner, log, write_records
 
-VOID = {"meta", "img", "circle", "line", "polyline", "link", "br"}
+VOID = {"meta", "img"}
 EVIL = "<script>alert(1)</script>\"'&"
 
 
@@ -65,7 +65,7 @@ def test_the_page_of_a_run(run: Runner) -> None:
     assert run.heard(f"report: {done / 'report.html'}")
     assert page.count("svg") == 5
     assert page.count("article") == 6
-    assert page.count("img") == 3  # every other record has a picture
+    assert page.count("img") == 4  # of eight records: they come first
     assert "finished" in text
     assert "prefers-color-scheme: dark" in text
     outside = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
@@ -83,6 +83,14 @@ def test_what_the_model_says_is_its_greedy_answer(run: Runner) -> None:
     text = (done / "report.html").read_text()
     assert text.count("a red bus") == 2  # the model's and the reference
     assert len(log(done)) == 4
+
+
+def test_a_bad_record_is_not_shown(run: Runner) -> None:
+    records = json.loads(run.data.read_text())
+    data = run.data.with_name("bad.json")
+    data.write_text(json.dumps([*records[:3], {"conversations": []}, records[2] | {"image": "nowhere.png"}]))
+    done = run("run", data=data, max_steps=1, on_bad_sample="skip")
+    assert Page((done / "report.html").read_text()).count("article") == 3
 
 
 def config(**changes: Any) -> TrainingConfig:

@@ -34,7 +34,7 @@ from paddle_llava.processing.templates import TEMPLATES, Template
 
 TURNS = 12
 CAPTIONS, LISTS = 0.25, 0.6
-MOST, GROWTH = 8, 300  # objects, and the steps after which there may be one more
+HARDEST = 3000  # the step from which on scenes are whole
 SMALL = 64  # pixels: enough to know who covers what
 SEEDS_A_STEP = 1000
 
@@ -42,40 +42,58 @@ SEEDS_A_STEP = 1000
 class Conversations:
     """Batches of conversations, and of captions and lists of boxes as `llava pretrain` gets them, with their cells."""
 
-    def __init__(self, processor: LlavaProcessor, batch_size: int, split: Split = "train", seed: int = 0) -> None:
+    def __init__(
+        self,
+        processor: LlavaProcessor,
+        batch_size: int,
+        split: Split = "train",
+        seed: int = 0,
+        hardness: float | None = None,
+    ) -> None:
+        """`hardness` is 0 for scenes of one or two objects and few cells beside theirs, 1 for all there is.
+
+        Left out, it grows with the step: to find one thing among three is learnt many times sooner than among sixty.
+        """
         self.processor, self.batch_size, self.split, self.seed = processor, batch_size, split, seed
+        self.hardness = hardness
 
     def batch(self, step: int) -> dict[str, Any]:
-        """`cells` [conversations, cells, WIDTH], and all of them packed into one row: `input_ids`, `labels`, `lengths`.
+        """All conversations packed into one row: `input_ids`, `position_ids`, `labels` and `lengths`.
 
-        Labels are moved left by one, as `collate` makes them. `weights` [targets] make long answers count more than
-        short ones, but not as much as they are longer. `kinds` names the kind of each answer, in order. The first steps
-        of training have scenes of one or two objects, later ones more and more.
+        `cells` [cells of all, WIDTH] take the places of image tokens. Labels are moved left by one, as `collate` makes
+        them. `weights` [targets] make long answers count more than short ones, but not as much as they are longer.
+        `kinds` names the kind of each answer, in order.
         """
-        vision = self.processor.config.vision
+        vision, image = self.processor.config.vision, self.processor.config.image_token_id
+        hardness = min(1.0, step / HARDEST) if self.hardness is None else self.hardness
+        objects = (1 + round(hardness), 2 + round(6 * hardness))
         first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
-        objects = (1, min(MOST, 2 + step // GROWTH)) if self.split == "train" else (2, MOST)
         samples, cells, kinds = [], [], []
         for seed in range(first, first + self.batch_size):
             scene, rng = draw_scene(seed, size=SMALL, split=self.split, objects=objects), Random(seed)
-            cells.append(as_numbers(cells_of(scene, vision.image_size // vision.patch_size)))
+            of_scene = cells_of(scene, vision.image_size // vision.patch_size)
             if rng.random() < CAPTIONS:
                 kind, text = captioned(scene, rng)
                 kinds.append(kind)
-                samples.append(encoded([("", text)], TEMPLATES["plain"], self.processor))
+                sample = encoded([("", text)], TEMPLATES["plain"], self.processor)
             else:
                 turns = dialogue(scene, seed, turns=TURNS)
                 kinds += [turn.kind for turn in turns]
-                samples.append(encoded([(it.question, it.answer) for it in turns], TEMPLATE, self.processor))
-        labels = np.concatenate([np.append(sample.labels[1:], IGNORED) for sample in samples])
+                sample = encoded([(it.question, it.answer) for it in turns], TEMPLATE, self.processor)
+            kept = (of_scene.anchor > 0) | (np.random.default_rng(seed).random(len(of_scene.anchor)) < hardness + 0.03)
+            cells.append(as_numbers(of_scene)[kept])
+            ids_kept = np.ones(len(sample), bool)
+            ids_kept[sample.input_ids == image] = kept
+            samples.append((sample.input_ids[ids_kept], sample.labels[ids_kept]))
+        labels = np.concatenate([np.append(labels[1:], IGNORED) for _, labels in samples])
         sizes = answer_sizes(labels)
         weights = np.repeat(sizes**-0.5, sizes).astype(np.float32)
         return {
-            "cells": np.stack(cells),
-            "input_ids": np.concatenate([sample.input_ids for sample in samples])[None],
-            "position_ids": np.concatenate([np.arange(len(sample)) for sample in samples])[None],
+            "cells": np.concatenate(cells),
+            "input_ids": np.concatenate([ids for ids, _ in samples])[None],
+            "position_ids": np.concatenate([np.arange(len(ids)) for ids, _ in samples])[None],
             "labels": labels,
-            "lengths": [[len(sample) for sample in samples]],
+            "lengths": [[len(ids) for ids, _ in samples]],
             "weights": weights / weights.sum(),
             "sizes": sizes,
             "kinds": kinds,
@@ -95,7 +113,7 @@ class Tongue(nn.Layer):
     def target_logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The logits [targets, vocab_size] of all targets in their order, and the targets [targets]."""
         features = self.reader(paddle.to_tensor(batch["cells"]))
-        embeds = self._embed(paddle.to_tensor(batch["input_ids"]), [features.flatten(0, 1)])
+        embeds = self._embed(paddle.to_tensor(batch["input_ids"]), [features])
         position_ids = paddle.to_tensor(batch["position_ids"])
         hidden_states = self.language_model(embeds, position_ids, lengths=batch["lengths"])
         labels = batch["labels"]
@@ -130,7 +148,8 @@ def train_tongue(
     tongue = Tongue(model)
     for parameter in tongue.parameters():
         parameter.stop_gradient = False
-    held_out = [Conversations(processor, 20, "heldout").batch(step) for step in range(5)]
+    easy = [Conversations(processor, 20, "heldout", hardness=0.0).batch(step) for step in range(2)]
+    held_out = [Conversations(processor, 20, "heldout", hardness=1.0).batch(step) for step in range(4)]
     done = fit(
         tongue,
         Conversations(processor, batch_size),
@@ -138,8 +157,8 @@ def train_tongue(
         folder,
         steps=steps,
         learning_rate=learning_rate,
-        judge=lambda: tongue.judge(held_out),
-        judge_every=min(250, steps),
+        judge=lambda: {f"easy {kind}": share for kind, share in tongue.judge(easy).items()} | tongue.judge(held_out),
+        judge_every=min(200, steps),
         say=say,
     )
     return tongue if done else None

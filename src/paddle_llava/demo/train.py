@@ -45,7 +45,7 @@ class Amount:
     judged: int
 
 
-FULL = Amount(eye_steps=9000, tongue_steps=12000, pictures=60000, pretrain_share=0.15, finetune_epochs=2.0, judged=1000)
+FULL = Amount(eye_steps=8000, tongue_steps=7000, pictures=60000, pretrain_share=0.15, finetune_epochs=2.0, judged=1000)
 QUICK = Amount(eye_steps=700, tongue_steps=500, pictures=3000, pretrain_share=0.3, finetune_epochs=0.5, judged=60)
 EYE = {"batch_size": 16, "learning_rate": 1e-3}
 TONGUE = {"batch_size": 8, "learning_rate": 1e-3}

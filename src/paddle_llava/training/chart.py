@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 560, 240
+WIDTH, HEIGHT = 400, 200
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 30
 MOST_POINTS = 500
 

@@ -126,14 +126,6 @@ class ShardedOptimizer:
                 slots.pop(key, None)
             self.optimizer._already_create_accumulator.discard(parameter.name)
 
-    def state_bytes(self) -> int:
-        """What this process holds of the optimizer's state."""
-        return sum(
-            int(tensor.size) * tensor.element_size()
-            for slots in self.optimizer._accumulators.values()
-            for tensor in slots.values()
-        )
-
     def _others(self) -> list[str]:
         return [name for name, owner in self.owners.items() if owner != self.world.rank]
 

@@ -11,12 +11,11 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 
 from paddle_llava.checkpoints.adapter import write_adapter
@@ -32,14 +31,12 @@ from paddle_llava.processing.templates import Template
 from paddle_llava.training.checkpoint import TrainerState, checkpoint_folders, load_checkpoint, save_checkpoint
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.log import TrainingLog
-from paddle_llava.training.optimizer import build_optimizer, select_trainable, trainable
-from paddle_llava.training.parallel import ShardedOptimizer, World
+from paddle_llava.training.optimizer import build_optimizer, select_trainable
+from paddle_llava.training.parallel import World
 from paddle_llava.training.plan import Plan, make_plan
 from paddle_llava.training.report import write_report
 from paddle_llava.training.result import BEST, adapter_of, clear_result, finished_steps, take_adapter, write_result
-
-Batch = Mapping[str, Any]
-Say = Callable[[str], object]
+from paddle_llava.training.step import Say, Stepper, evaluate
 
 
 def train(
@@ -101,13 +98,7 @@ class _Run:
         if self._is_finished(total):
             return output_dir
         self.optimizer = build_optimizer(self.model, config, total)
-        self.scaler = paddle.amp.GradScaler(enable=self.dtype == "float16", init_loss_scaling=2.0**15)
-        self.parameters = trainable(self.model)
-        self.sharded = (
-            ShardedOptimizer(self.optimizer, self.parameters, self.world)
-            if config.sharding and self.world.size > 1
-            else None
-        )
+        self.stepper = Stepper(config, self.model, self.optimizer, self.dtype, self.world, self.say)
         plan = make_plan(self.model, config, total, self.world.size)
         self.say("\n".join(plan.lines()))
         state = self.state = self._resume()
@@ -132,7 +123,7 @@ class _Run:
         ):
             while state.step < total:
                 try:
-                    learnt = self._step(stream, stop_requested)
+                    learnt = self.stepper.step(state.step + 1, stream, stop_requested)
                 except KeyboardInterrupt:
                     self.say(f"interrupted in step {state.step + 1}; {_way_on(saved_step)}")
                     raise
@@ -141,13 +132,13 @@ class _Run:
                         self._save(output_dir, keep=config.save_total_limit)
                     self._report(plan, total, with_predictions=False)
                     raise LlavaError(f"stopped by SIGTERM after step {state.step}; {_way_on(state.step)}")
-                micro_batches, loss, counts = learnt
                 learning_rate = self.optimizer.get_lr()
                 schedule.step()
                 state.step += 1
                 previous_epoch = state.position[0] if state.position else 0
-                state.position = list(micro_batches[-1]["state"])
-                log.step(state.step, loss, learning_rate, counts)
+                state.position = learnt.position
+                state.skipped += learnt.skipped
+                log.step(state.step, learnt.loss, learning_rate, learnt.counts)
                 epoch_ended = state.position[0] != previous_epoch
                 last = state.step == total
                 with log.aside():
@@ -164,93 +155,6 @@ class _Run:
                         saved_step = state.step
         self._finish(plan, total)
         return output_dir
-
-    def _step(
-        self, stream: Iterator[Batch], stop_requested: Callable[[], bool]
-    ) -> tuple[list[Batch], float, dict[str, float]] | None:
-        """One optimizer step: its batches, loss and counts over all processes; None when SIGTERM has come in it, which
-        leaves all as it was before the step."""
-        config, world, step = self.config, self.world, self.state.step + 1
-        paddle.seed(_step_seed(config.seed, step - 1, world.rank))
-        accumulated = config.gradient_accumulation_steps
-        micro_batches = world.together(lambda: [next(stream) for _ in range(accumulated)])
-        (targets,) = world.sum(sum(batch["num_targets"] for batch in micro_batches))
-        loss, lost, stopping = 0.0, list[Batch](), False
-        for batch in micro_batches:
-            stopping = stopping or stop_requested()
-            if stopping:
-                break
-            with _autocast(self.dtype, config.fp16_opt_level):
-                micro_loss = _loss(self.model, batch) / targets
-            value = float(micro_loss)
-            if math.isfinite(value):
-                self.scaler.scale(micro_loss).backward()
-                loss += value
-            else:
-                lost.append(batch)
-        tokens = sum(batch["input_ids"].size for batch in micro_batches)
-        useful = sum(batch["num_tokens"] for batch in micro_batches)
-        lost_targets = sum(batch["num_targets"] for batch in lost)
-        stops, loss, lost_targets, tokens, useful = world.sum(float(stopping), loss, lost_targets, tokens, useful)
-        if stops:
-            self.optimizer.clear_grad(set_to_zero=False)
-            return None
-        world.together(lambda: self._refuse(lost, step, "loss"))
-        norm = self._update(targets, lost_targets)
-        if not math.isfinite(norm):
-            world.together(lambda: self._refuse(micro_batches, step, "gradient"))
-            lost = micro_batches
-        self._count_skipped(lost, micro_batches)
-        kept = targets - lost_targets
-        counts = {"tokens": tokens, "useful": useful, "targets": kept, "grad_norm": norm if math.isfinite(norm) else 0}
-        return micro_batches, loss * targets / max(kept, 1), counts
-
-    def _update(self, targets: float, lost_targets: float) -> float:
-        """Apply the gradients of all processes, unless there are none; returns their norm before clipping."""
-        self.world.sum_gradients(list(self.parameters.values()))
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        norm = 0.0
-        if lost_targets < targets and gradients:
-            share = (targets - lost_targets) / targets
-            if share < 1:
-                with paddle.no_grad():
-                    for gradient in gradients:
-                        gradient.scale_(1 / share)
-            norm = _norm(gradients) / float(self.scaler._scale if self.scaler.is_enable() else 1)
-            # The scaler drops a step whose gradients overflow, and lowers its scale.
-            if math.isfinite(norm) or self.scaler.is_enable():
-                if self.sharded is not None:
-                    self.sharded.step()
-                else:
-                    self.scaler.step(self.optimizer)
-                    self.scaler.update()
-                norm = norm if math.isfinite(norm) else 0.0
-        self.optimizer.clear_grad(set_to_zero=False)
-        return norm
-
-    def _refuse(self, lost: Sequence[Batch], step: int, what: str) -> None:
-        """Raise `LlavaError` naming the records in `lost` whose loss or gradient is no number, unless such are skipped
-        and the weights are sound."""
-        if not lost:
-            return
-        records = ", ".join(map(_records, lost))
-        if not all(bool(paddle.isfinite(parameter).all()) for parameter in self.parameters.values()):
-            raise LlavaError(
-                f"step {step}: the weights are no longer numbers, the training has diverged; "
-                "lower learning_rate and go on from an earlier checkpoint"
-            )
-        if self.config.on_bad_sample == "error":
-            raise LlavaError(
-                f"step {step}: the {what} is not a number for {records}; on_bad_sample: skip leaves such records out"
-            )
-
-    def _count_skipped(self, lost: Sequence[Batch], micro_batches: Sequence[Batch]) -> None:
-        reasons = [f"{_records(batch)}: no finite loss in step {self.state.step + 1}" for batch in lost]
-        reasons += [reason for batch in micro_batches for reason in batch["skipped"]]
-        for reason in reasons:
-            self.say(f"skipped {reason}")
-        (skipped,) = self.world.sum(len(reasons))
-        self.state.skipped += int(skipped)
 
     def _evaluate(self, batches: Batches, step: int, log: TrainingLog) -> float:
         loss = evaluate(self.model, batches, self.dtype, self.config, self.world)
@@ -290,15 +194,15 @@ class _Run:
 
     def _load(self, folder: Path) -> TrainerState:
         state = load_checkpoint(folder, self.model, self.optimizer, _fixed(self.config))
-        if self.sharded is not None:
-            self.sharded.drop_others()
+        if self.stepper.sharded is not None:
+            self.stepper.sharded.drop_others()
         return state
 
     def _save(self, folder: Path, keep: int | None) -> None:
         """Write a checkpoint from the first process; all hold the same parameters."""
         config = self.config
-        if self.sharded is not None:
-            self.sharded.gather()
+        if self.stepper.sharded is not None:
+            self.stepper.sharded.gather()
 
         def save() -> None:
             if self.world.rank == 0:
@@ -310,8 +214,8 @@ class _Run:
                 save_checkpoint(folder, self.model, self.optimizer, self.state, keep=keep, also=also)
 
         self.world.together(save)
-        if self.sharded is not None:
-            self.sharded.drop_others()
+        if self.stepper.sharded is not None:
+            self.stepper.sharded.drop_others()
 
     def _finish(self, plan: Plan, total: int) -> None:
         best = checkpoint_folders(self.output_dir / BEST) if self.config.load_best_model_at_end else []
@@ -364,33 +268,6 @@ class _Run:
         )
 
 
-@paddle.no_grad()
-def evaluate(
-    model: LlavaForConditionalGeneration,
-    batches: Batches,
-    dtype: str,
-    config: TrainingConfig,
-    world: World = World(),  # noqa: B008 (frozen)
-) -> float:
-    """The mean loss over all targets of one pass through `batches`, which the processes share."""
-    model.eval()
-
-    def own() -> tuple[float, int]:
-        loss, targets = 0.0, 0
-        with closing(iter(batches)) as stream:
-            for number, batch in enumerate(stream):
-                if number % world.size != world.rank:
-                    continue
-                with _autocast(dtype, config.fp16_opt_level):
-                    loss += float(_loss(model, batch))
-                targets += batch["num_targets"]
-        return loss, targets
-
-    loss, targets = world.sum(*world.together(own))
-    model.train()
-    return loss / max(targets, 1)
-
-
 def _prepare(model: LlavaForConditionalGeneration, config: TrainingConfig) -> None:
     """Make `model` ready to learn what `config` says."""
     if config.lora:
@@ -410,32 +287,6 @@ def _total_steps(config: TrainingConfig, batches: Batches) -> int:
     return max(1, math.ceil(config.num_train_epochs * batches.len_estimate() / config.gradient_accumulation_steps))
 
 
-def _loss(model: LlavaForConditionalGeneration, batch: Batch) -> paddle.Tensor:
-    pixels = batch.get("pixel_values")
-    return model.loss(
-        paddle.to_tensor(batch["input_ids"]),
-        paddle.to_tensor(batch["labels"]),
-        paddle.to_tensor(batch["position_ids"]),
-        _lengths(batch["segment_ids"]),
-        None if pixels is None else paddle.to_tensor(pixels),
-        None if pixels is None else batch["image_sizes"].tolist(),
-    )
-
-
-def _lengths(segment_ids: np.ndarray) -> list[list[int]]:
-    """The lengths of the samples of each row, in order; padding, segment 0, is the last."""
-    lengths = []
-    for row in segment_ids:
-        starts = np.flatnonzero(np.diff(row)) + 1
-        lengths.append(np.diff(np.concatenate([[0], starts, [len(row)]])).tolist())
-    return lengths
-
-
-def _norm(gradients: Sequence[paddle.Tensor]) -> float:
-    squares = [paddle.square(gradient.astype("float32")).sum() for gradient in gradients]
-    return math.sqrt(float(paddle.add_n(squares)))
-
-
 def _fixed(config: TrainingConfig) -> dict[str, Any]:
     """The settings that a resumed run must share for its steps to be those of an unbroken one."""
     keys = ("seed", "max_length", "mixtoken", "group_by_modality_length", "per_device_train_batch_size", "lora")
@@ -449,18 +300,6 @@ def _due(strategy: str, every: int, step: int, epoch_ended: bool) -> bool:
 def _way_on(saved_step: int) -> str:
     again = "run the same command again"
     return f"{again} to go on after step {saved_step}" if saved_step else f"nothing was saved yet; {again}"
-
-
-def _autocast(dtype: str, level: str) -> AbstractContextManager[Any]:
-    return nullcontext() if dtype == "float32" else paddle.amp.auto_cast(dtype=dtype, level=level)
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 1_009 + rank
-
-
-def _records(batch: Batch) -> str:
-    return ", ".join(name for row in batch["records"] for name in row)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields
 from html import escape
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from paddle_llava import __version__
 from paddle_llava.data.mixture import Mixture
 from paddle_llava.data.pictures import local_source
+from paddle_llava.data.records import Sample
 from paddle_llava.errors import LlavaError
 from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.generation.session import ChatSession
@@ -23,6 +25,7 @@ from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.conversation import Segment
 from paddle_llava.processing.loading import load_image
 from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.processing.templates import Template
 from paddle_llava.training.chart import Series, line_chart, smoothed
 from paddle_llava.training.checkpoint import TrainerState
 from paddle_llava.training.config import TrainingConfig
@@ -71,15 +74,16 @@ def write_report(
 def predict(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, samples: Mixture, count: int = PREDICTIONS
 ) -> list[Prediction]:
-    """Greedy answers to the first questions of up to `count` samples, spread evenly; fewer when they take long. A
-    sample that cannot be used is left out."""
+    """Greedy answers to the first questions of up to `count` samples, fewer when they take long.
+
+    A sample that cannot be used is left out.
+    """
     was_training, end = model.training, time.monotonic() + SECONDS_FOR_PREDICTIONS
     model.eval()
     made: list[Prediction] = []
-    for number in range(min(count, len(samples))):
+    for sample, template in _chosen(samples, count):
         if time.monotonic() > end:
             break
-        sample, template = samples[number * len(samples) // min(count, len(samples))]
         question, reference = sample.messages[:2]
         pictures = [segment for segment in question.text if isinstance(segment, Segment) and segment.kind == "image"]
         sources = sample.images[: question.images + len(pictures)]
@@ -100,6 +104,19 @@ def predict(
     if was_training:
         model.train()
     return made
+
+
+def _chosen(samples: Mixture, count: int) -> list[tuple[Sample, Template]]:
+    """Up to `count` samples from all over, those with pictures first."""
+    looked_at = min(len(samples), 4 * count)
+    found = []
+    for number in range(looked_at):
+        with suppress(LlavaError):
+            found.append(samples[number * len(samples) // looked_at])
+    with_pictures = [pair for pair in found if pair[0].images] or found
+    spread = min(count, len(with_pictures))
+    chosen = [with_pictures[number * len(with_pictures) // spread] for number in range(spread)]
+    return (chosen + [pair for pair in found if not pair[0].images and pair not in chosen])[:count]
 
 
 def _text(parts: str | Sequence[str | Segment]) -> str:

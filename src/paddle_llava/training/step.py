@@ -1,0 +1,205 @@
+"""One optimizer step, and an evaluation: losses, gradients, and what is not a number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import paddle
+
+from paddle_llava.data.loader import Batches
+from paddle_llava.errors import LlavaError
+from paddle_llava.models.llava import LlavaNetwork
+from paddle_llava.training.config import TrainingConfig
+from paddle_llava.training.optimizer import trainable
+from paddle_llava.training.parallel import ShardedOptimizer, World
+
+Batch = Mapping[str, Any]
+Say = Callable[[str], object]
+
+
+class Learnt(NamedTuple):
+    """What a step was: its `loss` and `counts` over all processes, the place in the data after it, and how many batches
+    and records were skipped."""
+
+    loss: float
+    counts: dict[str, float]
+    position: list[int]
+    skipped: int
+
+
+class Stepper:
+    """Takes optimizer steps; `parameters` are those that learn, by name."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        model: LlavaNetwork,
+        optimizer: paddle.optimizer.Optimizer,
+        dtype: str,
+        world: World,
+        say: Say,
+    ) -> None:
+        self.config, self.model, self.optimizer = config, model, optimizer
+        self.dtype, self.world, self.say = dtype, world, say
+        self.parameters = trainable(model)
+        self.scaler = paddle.amp.GradScaler(enable=dtype == "float16", init_loss_scaling=2.0**15)
+        shards = bool(config.sharding) and world.size > 1
+        self.sharded = ShardedOptimizer(optimizer, self.parameters, world) if shards else None
+
+    def step(self, step: int, stream: Iterator[Batch], stop_requested: Callable[[], bool]) -> Learnt | None:
+        """Take step number `step` (from 1); None when a stop was requested in it, which leaves all as it was before.
+
+        Raises `LlavaError` for records that cannot be used or whose loss is no number, unless such are skipped, and
+        when the weights are no longer numbers.
+        """
+        config, world = self.config, self.world
+        paddle.seed(_step_seed(config.seed, step - 1, world.rank))
+        accumulated = config.gradient_accumulation_steps
+        micro_batches = world.together(lambda: [next(stream) for _ in range(accumulated)])
+        (targets,) = world.sum(sum(batch["num_targets"] for batch in micro_batches))
+        loss, lost, stopping = 0.0, list[Batch](), False
+        for batch in micro_batches:
+            stopping = stopping or stop_requested()
+            if stopping:
+                break
+            with _autocast(self.dtype, config.fp16_opt_level):
+                micro_loss = _loss(self.model, batch) / targets
+            value = float(micro_loss)
+            if math.isfinite(value):
+                self.scaler.scale(micro_loss).backward()
+                loss += value
+            else:
+                lost.append(batch)
+        tokens = sum(batch["input_ids"].size for batch in micro_batches)
+        useful = sum(batch["num_tokens"] for batch in micro_batches)
+        lost_targets = sum(batch["num_targets"] for batch in lost)
+        stops, loss, lost_targets, tokens, useful = world.sum(float(stopping), loss, lost_targets, tokens, useful)
+        if stops:
+            self.optimizer.clear_grad(set_to_zero=False)
+            return None
+        world.together(lambda: self._refuse(lost, step, "loss"))
+        norm = self._update(targets, lost_targets)
+        if not math.isfinite(norm):
+            world.together(lambda: self._refuse(micro_batches, step, "gradient"))
+            lost = micro_batches
+        skipped = self._report_skipped(lost, micro_batches, step)
+        kept = targets - lost_targets
+        counts = {"tokens": tokens, "useful": useful, "targets": kept, "grad_norm": norm if math.isfinite(norm) else 0}
+        return Learnt(loss * targets / max(kept, 1), counts, list(micro_batches[-1]["state"]), skipped)
+
+    def _update(self, targets: float, lost_targets: float) -> float:
+        """Apply the gradients of all processes, unless there are none; returns their norm before clipping."""
+        self.world.sum_gradients(list(self.parameters.values()))
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        norm = 0.0
+        if lost_targets < targets and gradients:
+            share = (targets - lost_targets) / targets
+            if share < 1:
+                with paddle.no_grad():
+                    for gradient in gradients:
+                        gradient.scale_(1 / share)
+            norm = _norm(gradients) / float(self.scaler._scale if self.scaler.is_enable() else 1)
+            # The scaler drops a step whose gradients overflow, and lowers its scale.
+            if math.isfinite(norm) or self.scaler.is_enable():
+                if self.sharded is not None:
+                    self.sharded.step()
+                else:
+                    self.scaler.step(self.optimizer)
+                    self.scaler.update()
+                norm = norm if math.isfinite(norm) else 0.0
+        self.optimizer.clear_grad(set_to_zero=False)
+        return norm
+
+    def _refuse(self, lost: Sequence[Batch], step: int, what: str) -> None:
+        """Raise `LlavaError` naming the records in `lost` whose loss or gradient is no number, unless such are skipped
+        and the weights are sound."""
+        if not lost:
+            return
+        records = ", ".join(map(_records, lost))
+        if not all(bool(paddle.isfinite(parameter).all()) for parameter in self.parameters.values()):
+            raise LlavaError(
+                f"step {step}: the weights are no longer numbers, the training has diverged; "
+                "lower learning_rate and go on from an earlier checkpoint"
+            )
+        if self.config.on_bad_sample == "error":
+            raise LlavaError(
+                f"step {step}: the {what} is not a number for {records}; on_bad_sample: skip leaves such records out"
+            )
+
+    def _report_skipped(self, lost: Sequence[Batch], micro_batches: Sequence[Batch], step: int) -> int:
+        """Say what was skipped; returns how much it was in all processes."""
+        reasons = [f"{_records(batch)}: no finite loss in step {step}" for batch in lost]
+        reasons += [reason for batch in micro_batches for reason in batch["skipped"]]
+        for reason in reasons:
+            self.say(f"skipped {reason}")
+        (skipped,) = self.world.sum(len(reasons))
+        return int(skipped)
+
+
+@paddle.no_grad()
+def evaluate(
+    model: LlavaNetwork,
+    batches: Batches,
+    dtype: str,
+    config: TrainingConfig,
+    world: World = World(),  # noqa: B008 (frozen)
+) -> float:
+    """The mean loss over all targets of one pass through `batches`, which the processes share."""
+    model.eval()
+
+    def own() -> tuple[float, int]:
+        loss, targets = 0.0, 0
+        with closing(iter(batches)) as stream:
+            for number, batch in enumerate(stream):
+                if number % world.size != world.rank:
+                    continue
+                with _autocast(dtype, config.fp16_opt_level):
+                    loss += float(_loss(model, batch))
+                targets += batch["num_targets"]
+        return loss, targets
+
+    loss, targets = world.sum(*world.together(own))
+    model.train()
+    return loss / max(targets, 1)
+
+
+def _loss(model: LlavaNetwork, batch: Batch) -> paddle.Tensor:
+    pixels = batch.get("pixel_values")
+    return model.loss(
+        paddle.to_tensor(batch["input_ids"]),
+        paddle.to_tensor(batch["labels"]),
+        paddle.to_tensor(batch["position_ids"]),
+        _lengths(batch["segment_ids"]),
+        None if pixels is None else paddle.to_tensor(pixels),
+        None if pixels is None else batch["image_sizes"].tolist(),
+    )
+
+
+def _lengths(segment_ids: np.ndarray) -> list[list[int]]:
+    """The lengths of the samples of each row, in order; padding, segment 0, is the last."""
+    lengths = []
+    for row in segment_ids:
+        starts = np.flatnonzero(np.diff(row)) + 1
+        lengths.append(np.diff(np.concatenate([[0], starts, [len(row)]])).tolist())
+    return lengths
+
+
+def _norm(gradients: Sequence[paddle.Tensor]) -> float:
+    squares = [paddle.square(gradient.astype("float32")).sum() for gradient in gradients]
+    return math.sqrt(float(paddle.add_n(squares)))
+
+
+def _autocast(dtype: str, level: str) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype == "float32" else paddle.amp.auto_cast(dtype=dtype, level=level)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 1_009 + rank
+
+
+def _records(batch: Batch) -> str:
+    return ", ".join(name for row in batch["records"] for name in row)
