@@ -52,7 +52,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("0.2B", "1.1B"), default="0.2B")
     parser.add_argument("--rounds", type=int, default=5, help="conversations measured (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=24, help="tokens of each answer (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens of each answer (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each peer (default: %(default)s)")
     parser.add_argument("--scratch", type=Path, help="where the checkpoint is made, and removed afterwards")
     return parser.parse_args()

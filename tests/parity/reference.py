@@ -129,9 +129,9 @@ def _draw_weights(model: Any, seed: int, silent: list[int]) -> None:
         elif name.endswith("bias"):
             weight.copy_(0.2 * noise)
         elif weight.ndim == 1 or "embed" in name or "lm_head" in name:
-            weight.copy_(0.4 * noise)
+            weight.copy_(0.3 * noise)
         else:
-            weight.copy_(noise * 1.5 / weight[0].numel() ** 0.5)
+            weight.copy_(noise * 1.3 / weight[0].numel() ** 0.5)
     for head in (model.get_input_embeddings(), model.get_output_embeddings()):
         head.weight[silent] = 0.0
 

@@ -7,6 +7,7 @@ and costs no tower.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -34,7 +35,7 @@ from paddle_llava.processing.templates import TEMPLATES, Template
 
 TURNS = 12
 CAPTIONS, LISTS = 0.25, 0.6
-HARDEST = 3000  # the step from which on scenes are whole
+HARDEST = 0.4  # the part of all steps after which scenes are whole
 SMALL = 64  # pixels: enough to know who covers what
 SEEDS_A_STEP = 1000
 
@@ -48,14 +49,14 @@ class Conversations:
         batch_size: int,
         split: Split = "train",
         seed: int = 0,
-        hardness: float | None = None,
+        hardest: float = 0,
     ) -> None:
-        """`hardness` is 0 for scenes of one or two objects and few cells beside theirs, 1 for all there is.
+        """From step `hardest` on scenes are whole; before it they grow, from one or two objects and few cells beside.
 
-        Left out, it grows with the step: to find one thing among three is learnt many times sooner than among sixty.
+        To find one thing among three is learnt many times sooner than among sixty.
         """
         self.processor, self.batch_size, self.split, self.seed = processor, batch_size, split, seed
-        self.hardness = hardness
+        self.hardest = hardest
 
     def batch(self, step: int) -> dict[str, Any]:
         """All conversations packed into one row: `input_ids`, `position_ids`, `labels` and `lengths`.
@@ -65,7 +66,7 @@ class Conversations:
         `kinds` names the kind of each answer, in order.
         """
         vision, image = self.processor.config.vision, self.processor.config.image_token_id
-        hardness = min(1.0, step / HARDEST) if self.hardness is None else self.hardness
+        hardness = step / self.hardest if step < self.hardest else 1.0
         objects = (1 + round(hardness), 2 + round(6 * hardness))
         first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
         samples, cells, kinds = [], [], []
@@ -148,11 +149,11 @@ def train_tongue(
     tongue = Tongue(model)
     for parameter in tongue.parameters():
         parameter.stop_gradient = False
-    easy = [Conversations(processor, 20, "heldout", hardness=0.0).batch(step) for step in range(2)]
-    held_out = [Conversations(processor, 20, "heldout", hardness=1.0).batch(step) for step in range(4)]
+    easy = [Conversations(processor, 20, "heldout", hardest=math.inf).batch(step) for step in range(2)]
+    held_out = [Conversations(processor, 20, "heldout").batch(step) for step in range(4)]
     done = fit(
         tongue,
-        Conversations(processor, batch_size),
+        Conversations(processor, batch_size, hardest=HARDEST * steps),
         tongue.loss,
         folder,
         steps=steps,

@@ -144,9 +144,13 @@ def _take_name(beside: Path, folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, its state first: half of one must not look whole."""
-    (folder / STATE).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a checkpoint under a name that the next save clears: half of one must not look whole, nor stay."""
+    going = folder.with_name(f".{folder.name}.tmp")
+    try:
+        folder.rename(going)
+    except OSError:
+        going = folder
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def _read_state(path: Path) -> TrainerState:
