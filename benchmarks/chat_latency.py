@@ -11,6 +11,7 @@ Exits with 1 when turn 2 makes a person wait for more than a tenth of turn 1.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from statistics import median
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from peers import Peer, machine, prepare, scratch_folder, spread, table
+from peers import Neighbours, Peer, machine, prepare, scratch_folder, spread, table
 
 QUESTIONS = (
     "Describe this picture in detail.",
@@ -35,6 +36,7 @@ def main() -> None:
     options = _options()
     prepare(options.threads)
     print(f"### Chat latency, {options.shape} shape, float32\n\n{machine(options.threads)}", flush=True)
+    neighbours = Neighbours()
     with scratch_folder(options.scratch) as scratch:
         folder = scratch / options.shape
         with Peer("random_checkpoint:Builder") as builder:
@@ -45,6 +47,7 @@ def main() -> None:
             _conversation(ours, theirs, folder, options.tokens, QUESTIONS[:2])  # warms both up
             rounds = [_conversation(ours, theirs, folder, options.tokens, QUESTIONS) for _ in range(options.rounds)]
     print(_report(rounds, options))
+    print(f"Meanwhile other programs took {neighbours.cores():.1f} of {os.cpu_count()} cores.")
     _verdict(rounds)
 
 

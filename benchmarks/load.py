@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from peers import GIB, Memory, Peer, machine, prepare, scratch_folder, spread, table, watched
+from peers import GIB, Memory, Neighbours, Peer, machine, prepare, scratch_folder, spread, table, watched
 
 PEERS = {"paddle-llava": "paddle_peer:PaddlePeer", "transformers": "transformers_peer:TransformersPeer"}
 LAYOUTS = ("hf", "paddle", "original", "hf")
@@ -45,6 +46,7 @@ def main() -> None:
     prepare(options.threads)
     print(f"### Loading and converting, the 7B's shapes with {options.layers} decoder layers\n")
     print(machine(options.threads), end="", flush=True)
+    neighbours = Neighbours()
     with scratch_folder(options.scratch) as scratch:
         folder = scratch / "0-hf"
         with Peer("random_checkpoint:Builder") as builder:
@@ -57,6 +59,7 @@ def main() -> None:
         for number, (source, target) in enumerate(itertools.pairwise(LAYOUTS)):
             conversions.append(_convert(scratch, number, source, target, shard))
     print(_conversion_report(conversions))
+    print(f"\nMeanwhile other programs took {neighbours.cores():.1f} of {os.cpu_count()} cores.")
     _verdict(conversions)
 
 

@@ -123,8 +123,28 @@ def scratch_folder(parent: Path | None) -> Iterator[Path]:
         rmtree(folder, ignore_errors=True)
 
 
+class Neighbours:
+    """How busy other programs kept the processor since this object was made, peers that have ended not among them."""
+
+    def __init__(self) -> None:
+        self._start = self._seconds()
+
+    def cores(self) -> float:
+        """The number of cores that they took, on average."""
+        (busy, mine, now), (busy_then, mine_then, then) = self._seconds(), self._start
+        return max(0.0, (busy - busy_then - (mine - mine_then)) / (now - then))
+
+    def _seconds(self) -> tuple[float, float, float]:
+        user, nice, system, _idle, _waiting, irq, soft_irq, *_ = map(
+            int, _read("/proc/stat").split("\n")[0].split()[1:]
+        )
+        busy = (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
+        *mine, now = os.times()
+        return busy, sum(mine), now
+
+
 def machine(threads: int) -> str:
-    """The machine, the versions and how busy it was, in a few lines of Markdown."""
+    """The machine and the versions, in a few lines of Markdown."""
     info = {key.strip(): value for key, _, value in (x.partition(": ") for x in _read("/proc/cpuinfo").splitlines())}
     memory = int(_read("/proc/meminfo").split()[1]) / 2**20
     units = [unit for unit in ("avx2", "avx512f", "amx_bf16") if unit in info.get("flags", "").split()]
@@ -134,7 +154,6 @@ def machine(threads: int) -> str:
         f"- {date.today()}; {os.cpu_count()} cores, {info.get('model name', platform.machine())} "
         f"({', '.join(units)}), {memory:.0f} GiB; {threads} threads for each\n"
         f"- Python {platform.python_version()}, {versions}\n"
-        f"- load average at the start {os.getloadavg()[0]:.1f} (anything above 0.3 is other people's work)\n"
     )
 
 

@@ -97,7 +97,8 @@ class Eye(nn.Layer):
             }
             for name, values in found.items():
                 sums.setdefault(name, []).append(values.ravel())
-        return {name: float(np.concatenate([*values, [0.0] * (not any(map(len, values)))]).mean()) for name, values in sums.items()}
+        joined = {name: np.concatenate(values) for name, values in sums.items()}
+        return {name: float(values.sum() / max(values.size, 1)) for name, values in joined.items()}
 
 
 def train_eye(folder: Path, base: Path, *, steps: int, batch_size: int, learning_rate: float, say: Say) -> Eye | None:

@@ -108,7 +108,12 @@ class Tongue(nn.Layer):
         super().__init__()
         width = model.config.text.hidden_size
         self.language_model = model.language_model
-        self.reader = nn.Sequential(nn.Linear(WIDTH, width), nn.GELU(), nn.Linear(width, width))
+        # Its few ones a cell must give features as large as words, or the first layers drown them.
+        self.reader = nn.Sequential(
+            nn.Linear(WIDTH, width, weight_attr=nn.initializer.Normal(std=0.5)),
+            nn.GELU(),
+            nn.Linear(width, width, weight_attr=nn.initializer.Normal(std=0.8 * width**-0.5)),
+        )
         self._embed, self._logits = model.embed, model.logits
 
     def target_logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
