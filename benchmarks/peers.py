@@ -135,9 +135,8 @@ class Neighbours:
         return max(0.0, (busy - busy_then - (mine - mine_then)) / (now - then))
 
     def _seconds(self) -> tuple[float, float, float]:
-        user, nice, system, _idle, _waiting, irq, soft_irq, *_ = map(
-            int, _read("/proc/stat").split("\n")[0].split()[1:]
-        )
+        counts = _read("/proc/stat").partition("\n")[0].split()[1:]
+        user, nice, system, _idle, _waiting, irq, soft_irq, *_ = map(int, counts)
         busy = (user + nice + system + irq + soft_irq) / os.sysconf("SC_CLK_TCK")
         *mine, now = os.times()
         return busy, sum(mine), now

@@ -340,14 +340,17 @@ def test_an_interrupt_just_after_the_first_run(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_interrupt_after_room_was_made_for_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine holds a shortened conversation then; a shorter question needs it whole."""
-    session = start(limit=230)
+    limit = 230
+    session = start(limit=limit)
     for text in QUESTIONS[:3]:
         say(session, text)
     before = session._history
+    tokens = len(session.processor.tokenizer.encode_segment("lake " * 10, first=False)) / 10
+    text = "lake " * int((limit - len(before.ids)) / tokens)
     with monkeypatch.context() as patch:
         patch.setattr("paddle_llava.generation.sampling.Sampler.sample", fail)
         with pytest.raises(KeyboardInterrupt):
-            say(session, "lake " * 50)
+            say(session, text)
     assert len(session.noticed) == 1
     assert session._history is before
     assert_as_if_fresh(session)

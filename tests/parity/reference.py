@@ -22,8 +22,8 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from vocabulary import build_tokenizer
 
-from paddle_llava.demo.checkpoint import build_tokenizer
 from reference_cases import ANSWER_TOKENS, PATCH, PHOTOS, PINPOINTS, SYSTEM, TILE, Case
 
 VISION: dict[str, Any] = {
@@ -84,7 +84,7 @@ def write_checkpoint(
 
 def _tokenizer(legacy: bool) -> Any:
     """Every stretch between special tokens is prefixed with a space (`legacy`), or only the first."""
-    small = build_tokenizer(600)
+    small = build_tokenizer()
     settings = {"pad_token": "<pad>", "padding_side": "left", "extra_special_tokens": {"image_token": "<image>"}}
     if not legacy:
         model = json.loads(small.to_str())["model"]

@@ -6,11 +6,11 @@ import random
 
 import pytest
 from pairs import SEED
-from transformers import LlavaNextProcessor
+from transformers import LlavaNextProcessor, PreTrainedTokenizerFast
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from vocabulary import build_tokenizer
 
 from paddle_llava.config import ANYRES_PINPOINTS
-from paddle_llava.demo.checkpoint import build_tokenizer
 from paddle_llava.geometry import image_layout
 from reference_cases import PINPOINTS
 
@@ -39,8 +39,6 @@ def sizes(count: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_feature_counts(name: str) -> None:
-    from transformers import PreTrainedTokenizerFast
-
     tile, patch, pinpoints = GRIDS[name]
     images = LlavaNextImageProcessorPil(
         image_grid_pinpoints=[list(pinpoint) for pinpoint in pinpoints],
