@@ -9,6 +9,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -16,6 +17,12 @@ import time
 from pathlib import Path
 
 CTRL_C, CTRL_D, TAB, UP, LEFT, BACKSPACE = "\x03", "\x04", "\t", "\x1b[A", "\x1b[D", "\x7f"
+
+
+def _take_terminal() -> None:
+    """Ctrl-C is a signal for the program, even where these tests run in the background, which ignores it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
@@ -29,7 +36,7 @@ class Terminal:
             stdout=inside,
             stderr=inside,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
+            preexec_fn=_take_terminal,
             env={**os.environ, "TERM": "dumb", "INPUTRC": os.devnull, "COLUMNS": "200", **environment},
         )
         os.close(inside)
