@@ -445,7 +445,7 @@ ACTIONS: dict[str, Callable[[ChatSession], object]] = {
 
 
 @BOTH
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(actions=st.lists(st.sampled_from(list(ACTIONS)), max_size=9), limit=st.sampled_from([420, 1024]))
 def test_whatever_happened_the_next_answer_is_as_if_fresh(name: str, actions: list[str], limit: int) -> None:
     session = start(name, limit=limit)

@@ -91,7 +91,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=6))
 def test_each_feature_is_in_its_place(name: str, sizes: list[tuple[int, int]]) -> None:
     """Also of many pictures at once, whose tiles are encoded some at a time."""
