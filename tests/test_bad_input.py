@@ -153,6 +153,17 @@ def saved_over(world: World) -> list[str]:
     return world.typed("hi", "/save mine.json")
 
 
+def training(world: World, **settings: Any) -> list[str]:
+    """A training of the sound checkpoint on a file that is not there."""
+    run = {
+        "model_name_or_path": str(world.sound),
+        "dataset": {"train": [{"data_files": "train.json"}]},
+        "output_dir": "out",
+    }
+    (world.here / "run.json").write_text(json.dumps(run | settings))
+    return ["pretrain", "run.json"]
+
+
 PARTS = '"user_prefix": "Q: ", "assistant_prefix": "A:"'
 PINPOINTS = {"model_type": "llava_next", "image_grid_pinpoints": [[100, 0]]}
 
@@ -195,6 +206,9 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "a config.json in no UTF": (lambda w: w.file("config.json", b"\xff\xfe\xfa"), "not valid JSON"),
     "another model's config.json": (lambda w: w.file("config.json", b'{"model_type": "qwen2_vl"}'), "qwen2_vl"),
     "a size in words": (lambda w: w.settings(text_config__hidden_size="large"), "hidden_size"),
+    "a norm that Paddle refuses": (lambda w: w.settings(vision_config__layer_norm_eps=0.01), "layer_norm_eps"),
+    "a norm below zero": (lambda w: w.settings(text_config__rms_norm_eps=-1e-6), "rms_norm_eps"),
+    "a tower that is a list": (lambda w: w.settings(vision_config=[1]), "vision_config"),
     "heads that divide nothing": (lambda w: w.settings(text_config__num_attention_heads=0), "num_attention_heads"),
     "bad pinpoints": (lambda w: w.settings(**PINPOINTS), "pinpoints"),
     "another vocabulary size": (lambda w: w.settings(text_config__vocab_size=77), "vocab_size"),
@@ -232,6 +246,10 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "a preprocessor without a mean": (
         lambda w: w.settings("preprocessor_config.json", image_mean="grey"),
         "image_mean",
+    ),
+    "a chat template without end": (
+        lambda w: w.file("chat_template.jinja", b"{{ x }}" * 200_000),
+        "chat_template.jinja",
     ),
     # flags
     "a command that does not exist": (lambda w: ["chatt"], "did you mean 'chat'"),
@@ -282,6 +300,22 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "converting to a format nobody has": (lambda w: ["convert", str(w.sound), "target", "--dtype", "int4"], "int4"),
     "converting what is not there": (lambda w: ["convert", "./modell", "target"], "no such folder"),
     "converting to nowhere": (lambda w: ["convert", str(w.sound)], "TARGET"),
+    # training and its data
+    "merging without an adapter": (lambda w: ["merge", "--model-name-or-path=m", "--merge-model-path=t"], "lora-path"),
+    "merging what is no adapter": (
+        lambda w: ["merge", f"--model-name-or-path={w.sound}", f"--lora-path={w.sound}", "--merge-model-path=target"],
+        "adapter_config.json",
+    ),
+    "training without a configuration": (lambda w: ["finetune", "mine.json"], "mine.json"),
+    "training with an unknown key": (lambda w: training(w, learning_rat=1e-4), "did you mean 'learning_rate'"),
+    "training at an impossible rate": (lambda w: training(w, learning_rate=-1), "learning_rate"),
+    "a setting without its value": (lambda w: [*training(w), "--learning_rate"], "--key value"),
+    "training on data that is not there": (lambda w: training(w), "train.json"),
+    "checking data without a model": (lambda w: ["data", "check", "train.json"], "--model-path"),
+    "checking data that is not there": (
+        lambda w: ["data", "check", "train.json", "--model-path", str(w.sound)],
+        "train.json",
+    ),
 }
 
 

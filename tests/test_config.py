@@ -1,9 +1,13 @@
 """The published configurations are read to the right shapes, and bad ones are refused by key."""
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paddle_llava.checkpoints.config_file import config_to_dict
 from paddle_llava.config import ANYRES_PINPOINTS, CLIP_VIT_L_336, LlavaConfig, VisionConfig
@@ -113,6 +117,47 @@ BAD = {
         {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "image_aspect_ratio": "wide"},
         "wide",
     ),
+    "a norm that Paddle refuses": ({"text_config": {}, "vision_config": {"layer_norm_eps": 0.01}}, "layer_norm_eps"),
+    "a norm below zero": ({"text_config": {"rms_norm_eps": -1e-6}}, "rms_norm_eps"),
+    "a norm of zero": ({"text_config": {"rms_norm_eps": 0}}, "rms_norm_eps"),
+    "a norm that is no number": ({"text_config": {"rms_norm_eps": float("nan")}}, "rms_norm_eps"),
+    "an endless theta": ({"text_config": {"rope_theta": float("inf")}}, "rope_theta"),
+    "a theta in words": ({"text_config": {"rope_parameters": {"rope_theta": "big"}}}, "rope_theta"),
+    "a scaling by zero": ({"text_config": {"rope_scaling": {"type": "linear", "factor": 0}}}, "rope_scaling_factor"),
+    "a scaling that is a list": ({"text_config": {"rope_scaling": [2]}}, "rope_scaling"),
+    "odd heads": ({"text_config": {"head_dim": 63}}, "head_dim"),
+    "heads in words": ({"text_config": {"head_dim": "64"}}, "head_dim"),
+    "key heads in words": ({"text_config": {"num_key_value_heads": "8"}}, "num_key_value_heads"),
+    "more key heads than heads": ({"text_config": {"num_key_value_heads": 64}}, "num_key_value_heads"),
+    "an end in words": ({"text_config": {"eos_token_id": ["</s>"]}}, "eos_token_id"),
+    "a beginning in words": ({"text_config": {"bos_token_id": "<s>"}}, "bos_token_id"),
+    "an image token in words": ({"text_config": {}, "image_token_index": "<image>"}, "image_token_index"),
+    "too many layers": ({"text_config": {"num_hidden_layers": 1001}}, "num_hidden_layers"),
+    "text for a section": ({"text_config": "llama"}, "text_config"),
+    "a list for a section": ({"text_config": {}, "vision_config": [1]}, "vision_config"),
+    "vision heads": ({"text_config": {}, "vision_config": {"num_attention_heads": 7}}, "num_attention_heads"),
+    "patches that do not fit": ({"text_config": {}, "vision_config": {"patch_size": 15}}, "patch_size"),
+    "grey pictures": ({"text_config": {}, "vision_config": {"num_channels": 1}}, "num_channels"),
+    "a picture of a gigapixel": ({"text_config": {}, "vision_config": {"image_size": 2**15}}, "image_size"),
+    "a bias in words": ({"text_config": {}, "multimodal_projector_bias": "no"}, "multimodal_projector_bias"),
+    "half the features": ({"text_config": {}, "vision_feature_select_strategy": "half"}, "select_strategy"),
+    "thousands of tiles": (
+        {"text_config": {}, "model_type": "llava_next", "image_grid_pinpoints": [[336, 336000]]},
+        "pinpoints",
+    ),
+    "a tower without a name": ({"mm_vision_tower": ["openai/clip-vit-large-patch14-336"]}, "mm_vision_tower"),
+    "a projector without layers": (
+        {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_projector_type": "mlp0x_gelu"},
+        "mlp0x_gelu",
+    ),
+    "a projector of a strange number": (
+        {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_projector_type": "mlp\u00b2x_gelu"},
+        "projector",
+    ),
+    "half of CLIP's patches": (
+        {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_vision_select_feature": "half"},
+        "mm_vision_select_feature",
+    ),
     "start-end tokens": (
         {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_use_im_start_end": True},
         "mm_use_im_start_end",
@@ -127,3 +172,50 @@ def test_bad_configurations_name_the_key(case):
         LlavaConfig.from_dict(raw, where="folder/config.json")
     assert "folder/config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def places(raw: Any, path: tuple = ()) -> list[tuple]:
+    """The way to every value of a nested object, and to keys that are not there."""
+    if not isinstance(raw, dict):
+        return [path]
+    absent = (
+        "head_dim",
+        "rope_parameters",
+        "layer_norm_eps",
+        "num_channels",
+        "image_token_id",
+        "mm_vision_select_layer",
+    )
+    ways = [path] if path else []
+    return ways + [way for key in dict.fromkeys((*raw, *absent)) for way in places(raw.get(key), (*path, key))]
+
+
+PUBLISHED_PLACES = [
+    (path.stem, way) for path in sorted(PUBLISHED.glob("*.json")) for way in places(json.loads(path.read_text()))
+]
+SCALARS = st.none() | st.booleans() | st.floats() | st.integers() | st.sampled_from([0, -1, 2**31, 10**400]) | st.text()
+JUNK = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+
+
+@given(place=st.sampled_from(PUBLISHED_PLACES), value=JUNK)
+def test_any_value_at_any_place_is_read_or_refused_in_one_line(place: tuple[str, tuple], value: Any) -> None:
+    name, (*sections, key) = place
+    raw = copy.deepcopy(read(name))
+    target = raw
+    for section in sections:
+        target = target[section]
+    target[key] = value
+    refusal = ""
+    try:
+        config = LlavaConfig.from_dict(raw, where="config.json")
+    except LlavaError as error:
+        refusal = str(error)
+    if refusal:
+        assert refusal.startswith("config.json")
+        assert len(refusal) < 300
+        assert "\n" not in refusal
+    else:
+        assert config.projector_depth > 0
+        assert config.image_layout((480, 640)).num_features > 0
+        again = LlavaConfig.from_dict(config_to_dict(config, "original" if config.projector_bias else "hf"))
+        assert again.text == config.text

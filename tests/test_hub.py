@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from hub_server import Fault, HubServer
 from paddle_llava import hub as hub_module
 from paddle_llava import transfer
+from paddle_llava.cli import main
 from paddle_llava.errors import LlavaError
 from paddle_llava.hub import CHECKPOINT_FILES, PADDLE_NAMES, local_folder, tower_folder, weight_files
 
@@ -39,6 +40,7 @@ HF_NEEDED = {
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "chat_template.jinja",
     "chat_template.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -133,11 +135,14 @@ def test_exactly_the_needed_files_are_downloaded(hub: HubServer, repo: str) -> N
     assert same_content(folder, hub.repos[repo])
 
 
-def test_a_second_call_downloads_nothing_and_says_nothing(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_call_downloads_nothing_and_says_nothing(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     first = local_folder(HF, progress=False)
     hub.requests.clear()
     assert local_folder(HF) == first
     assert capsys.readouterr().err == ""
+    assert not recwarn.list
     assert [request.path for request in hub.requests] == [f"/api/models/{HF}/revision/main?blobs=true"]
 
 
@@ -362,7 +367,11 @@ def test_two_at_once_download_each_file_once(hub: HubServer) -> None:
 
 @pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_takes_the_cache_without_a_request(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch, switch: str, capsys: pytest.CaptureFixture[str]
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    switch: str,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     online = local_folder(HF, progress=False)
     monkeypatch.setenv(switch, "1")
@@ -371,6 +380,7 @@ def test_offline_takes_the_cache_without_a_request(
     assert local_folder(HF, revision=hub.commit(HF)) == online
     assert hub.requests == []
     assert capsys.readouterr().err == ""
+    assert not recwarn.list
 
 
 def test_offline_without_the_cache_says_so(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +399,7 @@ def test_offline_with_half_a_checkpoint_is_without(hub: HubServer, monkeypatch: 
 
 @pytest.mark.parametrize("outage", ["unreachable", "busy"])
 def test_an_outage_falls_back_on_the_cache_and_says_so(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch, outage: str, capsys: pytest.CaptureFixture[str]
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, outage: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     online = local_folder(HF, progress=False)
     if outage == "unreachable":
@@ -397,9 +407,8 @@ def test_an_outage_falls_back_on_the_cache_and_says_so(
     hub.listing_status = 503
     assert local_folder(HF, progress=False) == online
     assert local_folder(HF, progress=False) == online
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert "using the copy in the cache" in said[0]
+    (said,) = (str(warning.message) for warning in recwarn)
+    assert "using the copy in the cache" in said
 
 
 def test_a_cache_that_cannot_be_written_to_serves(hub: HubServer, tmp_path: Path) -> None:
@@ -564,14 +573,15 @@ def test_a_name_without_its_owner_gets_the_nearest(hub: HubServer) -> None:
     assert "did you mean 'paddlemix/llava/llava-v1.5-7b'?" in refusal("paddlemix/llava/llava-v1.5-7")
 
 
-def test_a_paddle_name_is_the_same_weights_and_says_so_once(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_paddle_name_is_the_same_weights_and_says_so_once(hub: HubServer, recwarn: pytest.WarningsRecorder) -> None:
     folder = local_folder("paddlemix/llava/llava-v1.5-7b", progress=False)
     assert (
         folder
         == local_folder("paddlemix/llava/llava-v1.5-7b", progress=False)
         == local_folder(ORIGINAL, progress=False)
     )
-    assert capsys.readouterr().err.count(ORIGINAL) == 1
+    (said,) = (str(warning.message) for warning in recwarn)
+    assert ORIGINAL in said
     assert PADDLE_NAMES["paddlemix/llava/llava-v1.6-vicuna-13b"] == "liuhaotian/llava-v1.6-vicuna-13b"
 
 
@@ -597,6 +607,17 @@ def test_a_fresh_process_with_a_terminal_shows_a_bar_on_stderr(hub: HubServer) -
     assert f"{HF}: downloading 30" in shown
     assert "100%" in shown
     assert hub.names() == HF_NEEDED
+
+
+def test_the_commands_tell_it_as_notes(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line each, with the same beginning as all that the commands say."""
+    name = "paddlemix/llava/llava-v1.5-7b"
+    assert main(["convert", name, "target"]) == 2  # its files are no real ones
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"llava: note: {name}: using the same weights")
+    assert lines[1].startswith(f"llava: note: {ORIGINAL}: downloading ")
+    assert all(line.startswith("llava: ") for line in lines)
+    assert sum(name in line for line in lines) == 1
 
 
 def test_importing_is_light() -> None:

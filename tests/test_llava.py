@@ -100,6 +100,34 @@ def test_saved_and_loaded(name: str, layout: Layout, tmp_path: Path) -> None:
     assert [getattr(again.config, field) for field in kept] == [getattr(model.config, field) for field in kept]
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"do_pad": True}, "pad"),
+        ({"do_pad": False}, "square"),
+        ({"image_processor_type": "CLIPImageProcessor", "do_pad": True}, "square"),
+        ({"do_pad": False, "size": {"height": 56, "width": 56}}, "square"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["original", "paddle"])
+def test_what_is_done_to_pictures_stands_in_the_original_form(
+    layout: Layout, settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """Which the hf form leaves to the preprocessor's file; and it is the same again when both are read back."""
+    source, saved = tmp_path / "hf", tmp_path / "saved"
+    shutil.copytree(FIXTURES / "v1_5", source)
+    path = source / "processor_config.json"
+    raw = json.loads(path.read_text())
+    raw["image_processor"].update(settings)
+    path.write_text(json.dumps(raw))
+    LlavaForConditionalGeneration.from_pretrained(source).save_pretrained(saved, layout)
+    assert json.loads((saved / "config.json").read_text())["image_aspect_ratio"] == said
+    processor = LlavaProcessor.from_pretrained(source)
+    processor.save_pretrained(saved, layout)
+    assert LlavaProcessor.from_pretrained(saved).image_processor == processor.image_processor
+    assert processor.image_processor.image_aspect_ratio == said
+
+
 def test_an_original_vocabulary_gets_an_image_token(tmp_path: Path) -> None:
     """Which the hf layout needs: 64 rows more, of which `<image>` is the first."""
     twin = LlavaForConditionalGeneration.from_pretrained(FIXTURES / "v1_6")

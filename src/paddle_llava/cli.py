@@ -263,22 +263,16 @@ def data_check(
     from paddle_llava.data.check import run_check
     from paddle_llava.data.mixture import matching_files
     from paddle_llava.environment import physical_cores
-    from paddle_llava.pretrained import find_pretrained
     from paddle_llava.processing.processor import LlavaProcessor
-    from paddle_llava.processing.template_choice import template_for
 
     if model_path is None:
         raise LlavaError("--model-path is missing: tokens and pictures are counted as that model takes them")
-    pretrained = find_pretrained(model_path)
-    template, guess = template_for(pretrained.raw, conv_mode, pretrained.folder.name)
-    if guess:
-        note(guess)
     paths = [path for pattern in files for path in matching_files(pattern, "FILE")]
-    processor = LlavaProcessor.from_pretrained(pretrained.folder)
+    processor = LlavaProcessor.from_pretrained(model_path, conv_mode=conv_mode)
     return run_check(
         paths,
         processor,
-        template,
+        processor.template,
         max_length,
         image_folder=image_folder,
         workers=physical_cores() if workers is None else workers,

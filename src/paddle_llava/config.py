@@ -7,9 +7,10 @@ whatever equals `transformers`' defaults), the original `liuhaotian/*` form and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast, get_args
 
+from paddle_llava.config_values import check, checked_int, one_of, pinpoints, read_fields, section, shown
 from paddle_llava.errors import LlavaError
 from paddle_llava.geometry import ImageLayout, Size, image_layout
 
@@ -18,7 +19,6 @@ ImageAspectRatio = Literal["square", "pad", "anyres"]
 
 ORIGINAL_IMAGE_TOKEN_ID = -200
 HF_IMAGE_TOKEN_ID = 32000
-MAX_LAYERS = 1000
 ANYRES_PINPOINTS: tuple[Size, ...] = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 
@@ -135,11 +135,11 @@ class LlavaConfig:
         elif "mm_vision_tower" in raw or "mm_projector_type" in raw:
             config = _from_original(raw, vision, where)
         else:
-            kind = raw.get("model_type", "unknown")
+            kind = shown(raw.get("model_type", "unknown"))
             raise LlavaError(
-                f"{where}: not a LLaVA configuration (model_type {kind!r}, neither text_config nor mm_vision_tower)"
+                f"{where}: not a LLaVA configuration (model_type {kind}, neither text_config nor mm_vision_tower)"
             )
-        _check(config, where)
+        check(config, where)
         return config
 
 
@@ -153,136 +153,103 @@ def separate_tower(raw: dict[str, Any]) -> str | None:
 
 def vision_config_from_dict(raw: dict[str, Any], where: str) -> VisionConfig:
     """A `VisionConfig` from a `CLIPVisionConfig` file, or from the vision part of a whole `CLIPConfig` file."""
-    raw = raw.get("vision_config", raw)
-    if not isinstance(raw, dict):
-        raise LlavaError(f"{where}: vision_config must be an object")
+    if "vision_config" in raw:
+        raw = section(raw, "vision_config", where)
     kind = raw.get("model_type", "clip_vision_model")
     if kind not in ("clip_vision_model", "clip"):
-        raise LlavaError(f"{where}: vision tower of type {kind!r}; only CLIP vision transformers are supported")
-    return _read_fields(VisionConfig, raw, where)
-
-
-def _read_fields(cls: type, raw: dict[str, Any], where: str, **computed: Any) -> Any:
-    """An instance of the dataclass `cls` from the keys of `raw` that it knows, type-checked."""
-    values = dict(computed)
-    for field in fields(cls):
-        value = raw.get(field.name)
-        if field.name in computed or value is None:
-            continue
-        kind = str(field.type)
-        wanted: tuple[type, ...] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(
-            kind, (object,)
-        )
-        if not isinstance(value, wanted) or (isinstance(value, bool) and kind != "bool"):
-            raise LlavaError(f"{where}: {field.name} must be of type {kind}, found {value!r}")
-        if isinstance(value, int) and kind == "int" and not 0 < value < 2**31:
-            raise LlavaError(f"{where}: {field.name} must be positive, found {value}")
-        values[field.name] = value
-    return cls(**values)
+        raise LlavaError(f"{where}: vision tower of type {shown(kind)}; only CLIP vision transformers are supported")
+    return read_fields(VisionConfig, raw, where)
 
 
 def _text_config(raw: dict[str, Any], where: str) -> TextConfig:
     kind = raw.get("model_type", "llama")
     if kind not in ("llama", "llava", "llava_llama"):
-        raise LlavaError(f"{where}: text model of type {kind!r}; only LLaMA decoders (Vicuna) are supported")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        raise LlavaError(f"{where}: text model of type {shown(kind)}; only LLaMA decoders (Vicuna) are supported")
+    rope = section(raw, "rope_parameters", where) or section(raw, "rope_scaling", where)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "linear"):
-        raise LlavaError(f"{where}: rope scaling {rope_type!r} is not supported; only 'linear' is")
-    heads = raw.get("num_attention_heads") or TextConfig.num_attention_heads
-    hidden_size = raw.get("hidden_size") or TextConfig.hidden_size
-    if not (isinstance(heads, int) and isinstance(hidden_size, int) and heads > 0 and hidden_size > 0):
-        raise LlavaError(f"{where}: hidden_size and num_attention_heads must be positive integers")
-    if raw.get("head_dim") is None and hidden_size % heads:
-        raise LlavaError(f"{where}: hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}")
-    eos = raw.get("eos_token_id", 2)
-    return _read_fields(
+        raise LlavaError(f"{where}: rope scaling {shown(rope_type)} is not supported; only 'linear' is")
+    text = read_fields(
         TextConfig,
         raw,
         where,
-        head_dim=raw.get("head_dim") or hidden_size // heads,
-        num_key_value_heads=raw.get("num_key_value_heads") or heads,
-        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
-        rope_scaling_factor=float(rope.get("factor", 1.0)) if rope_type == "linear" else 1.0,
-        eos_token_id=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+        rope_theta=rope.get("rope_theta", raw.get("rope_theta")),
+        rope_scaling_factor=rope.get("factor") if rope_type == "linear" else None,
+        eos_token_id=[] if raw.get("eos_token_id", 2) is None else raw.get("eos_token_id"),
+    )
+    heads, hidden_size = text.num_attention_heads, text.hidden_size
+    if raw.get("head_dim") is None and hidden_size % heads:
+        raise LlavaError(f"{where}: hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}")
+    return replace(
+        text,
+        head_dim=text.head_dim if raw.get("head_dim") is not None else hidden_size // heads,
+        num_key_value_heads=text.num_key_value_heads if raw.get("num_key_value_heads") is not None else heads,
     )
 
 
 def _from_hf(raw: dict[str, Any], where: str) -> LlavaConfig:
-    kind = raw.get("model_type", "llava")
-    if kind not in ("llava", "llava_next"):
-        raise LlavaError(f"{where}: model_type {kind!r} is not supported, only llava and llava_next")
-    text_raw = dict(raw.get("text_config") or {})
-    text_raw.setdefault("tie_word_embeddings", bool(raw.get("tie_word_embeddings", False)))
+    kind = one_of(raw, "model_type", ("llava", "llava_next"), where)
+    text_raw = dict(section(raw, "text_config", where))
     if raw.get("tie_word_embeddings"):
         text_raw["tie_word_embeddings"] = True
-    vision_raw = raw.get("vision_config")
-    vision = vision_config_from_dict(vision_raw, where) if vision_raw else CLIP_VIT_L_336
-    pinpoints = None
+    vision_raw = section(raw, "vision_config", where)
+    grid = None
     if kind == "llava_next":
-        pinpoints = _pinpoints(raw.get("image_grid_pinpoints") or ANYRES_PINPOINTS, where)
-    if raw.get("projector_hidden_act", "gelu") != "gelu":
-        raise LlavaError(f"{where}: projector_hidden_act {raw['projector_hidden_act']!r}; only 'gelu' is supported")
+        grid = pinpoints(raw.get("image_grid_pinpoints") or ANYRES_PINPOINTS, where)
+    one_of(raw, "projector_hidden_act", ("gelu",), where)
+    bias = raw.get("multimodal_projector_bias", True)
+    if not isinstance(bias, bool):
+        raise LlavaError(f"{where}: multimodal_projector_bias must be true or false, found {shown(bias)}")
+    image_token = raw.get("image_token_index", raw.get("image_token_id", HF_IMAGE_TOKEN_ID))
     return LlavaConfig(
-        vision=vision,
-        text=_text_config(text_raw, where),
-        image_token_id=raw.get("image_token_index", raw.get("image_token_id", HF_IMAGE_TOKEN_ID)),
-        image_grid_pinpoints=pinpoints,
-        image_aspect_ratio="anyres" if pinpoints else None,
-        projector_bias=raw.get("multimodal_projector_bias", True),
-        vision_feature_layer=raw.get("vision_feature_layer", -2),
-        keep_cls=raw.get("vision_feature_select_strategy", "default") == "full",
+        vision=vision_config_from_dict(vision_raw, f"{where}: vision_config") if vision_raw else CLIP_VIT_L_336,
+        text=_text_config(text_raw, f"{where}: text_config"),
+        image_token_id=checked_int(image_token, "image_token_index", where),
+        image_grid_pinpoints=grid,
+        image_aspect_ratio="anyres" if grid else None,
+        projector_bias=bias,
+        vision_feature_layer=checked_int(raw.get("vision_feature_layer", -2), "vision_feature_layer", where),
+        keep_cls=one_of(raw, "vision_feature_select_strategy", ("default", "full"), where) == "full",
         dtype=_dtype(raw, text_raw),
     )
 
 
 def _from_original(raw: dict[str, Any], vision_raw: dict[str, Any] | None, where: str) -> LlavaConfig:
     name = raw.get("mm_vision_tower", raw.get("vision_tower"))
+    if name is not None and not isinstance(name, str):
+        raise LlavaError(f"{where}: mm_vision_tower must be a name, found {shown(name)}")
     if vision_raw is not None:
         vision = vision_config_from_dict(vision_raw, f"the vision tower {name}")
     elif "vision_config" in raw:
-        vision = vision_config_from_dict(raw["vision_config"], where)
+        vision = vision_config_from_dict(section(raw, "vision_config", where), f"{where}: vision_config")
     elif name in KNOWN_TOWERS:
         vision = KNOWN_TOWERS[name]
     else:
         raise LlavaError(f"{where}: the shape of the vision tower {name!r} is not known without its own config.json")
-    aspect_ratio: Any = raw.get("image_aspect_ratio") or "square"
-    if aspect_ratio not in ("square", "pad", "anyres"):
-        raise LlavaError(f"{where}: image_aspect_ratio {aspect_ratio!r} is not supported (square, pad or anyres)")
-    merge = raw.get("mm_patch_merge_type", "flat")
-    if merge not in ("flat", "spatial_unpad"):
-        raise LlavaError(f"{where}: mm_patch_merge_type {merge!r} is not supported (flat or spatial_unpad)")
+    aspect_ratio = cast(ImageAspectRatio, one_of(raw, "image_aspect_ratio", get_args(ImageAspectRatio), where))
+    merge = one_of(raw, "mm_patch_merge_type", ("flat", "spatial_unpad"), where)
     if raw.get("mm_use_im_start_end"):
         raise LlavaError(f"{where}: mm_use_im_start_end checkpoints (before LLaVA 1.5) are not supported")
-    pinpoints = None
+    grid = None
     if aspect_ratio == "anyres":
         listed = raw.get("image_grid_pinpoints") or ANYRES_PINPOINTS
-        pinpoints = tuple((height, width) for width, height in _pinpoints(listed, where))
+        grid = tuple((height, width) for width, height in pinpoints(listed, where))
+    projector_type = raw.get("mm_projector_type", "linear")
+    if not isinstance(projector_type, str):
+        raise LlavaError(f"{where}: mm_projector_type must be a name, found {shown(projector_type)}")
     return LlavaConfig(
         vision=vision,
         text=_text_config(raw, where),
-        image_token_id=raw.get("image_token_index", ORIGINAL_IMAGE_TOKEN_ID),
+        image_token_id=checked_int(raw.get("image_token_index", ORIGINAL_IMAGE_TOKEN_ID), "image_token_index", where),
         image_aspect_ratio=aspect_ratio,
-        image_grid_pinpoints=pinpoints,
+        image_grid_pinpoints=grid,
         unpad=merge == "spatial_unpad",
-        projector_type=raw.get("mm_projector_type", "linear"),
-        vision_feature_layer=raw.get("mm_vision_select_layer", -2),
-        keep_cls=raw.get("mm_vision_select_feature", "patch") == "cls_patch",
+        projector_type=projector_type,
+        vision_feature_layer=checked_int(raw.get("mm_vision_select_layer", -2), "mm_vision_select_layer", where),
+        keep_cls=one_of(raw, "mm_vision_select_feature", ("patch", "cls_patch"), where) == "cls_patch",
         vision_tower_name=name,
         dtype=_dtype(raw),
     )
-
-
-def _pinpoints(listed: Any, where: str) -> tuple[Size, ...]:
-    if (
-        isinstance(listed, (list, tuple))
-        and listed
-        and all(
-            isinstance(p, (list, tuple)) and len(p) == 2 and all(type(x) is int and x > 0 for x in p) for p in listed
-        )
-    ):
-        return tuple((int(a), int(b)) for a, b in listed)
-    raise LlavaError(f"{where}: image_grid_pinpoints must be a list of [int, int], found {listed!r}")
 
 
 def _dtype(*sources: dict[str, Any]) -> str:
@@ -291,27 +258,3 @@ def _dtype(*sources: dict[str, Any]) -> str:
         if isinstance(name, str):
             return name
     return "float32"
-
-
-def _check(config: LlavaConfig, where: str) -> None:
-    vision, text = config.vision, config.text
-    if max(vision.num_hidden_layers, text.num_hidden_layers) > MAX_LAYERS:
-        raise LlavaError(f"{where}: num_hidden_layers is larger than {MAX_LAYERS}, which no model is")
-    if vision.hidden_size % vision.num_attention_heads:
-        raise LlavaError(f"{where}: vision hidden_size is not a multiple of its num_attention_heads")
-    if vision.image_size % vision.patch_size:
-        raise LlavaError(f"{where}: image_size {vision.image_size} is not a multiple of patch_size {vision.patch_size}")
-    if text.num_attention_heads % text.num_key_value_heads:
-        raise LlavaError(f"{where}: num_attention_heads is not a multiple of num_key_value_heads")
-    if text.hidden_act != "silu" or vision.hidden_act not in ("quick_gelu", "gelu"):
-        raise LlavaError(f"{where}: hidden_act {text.hidden_act!r} / {vision.hidden_act!r} is not supported")
-    if not isinstance(config.vision_feature_layer, int):
-        raise LlavaError(f"{where}: vision_feature_layer must be one integer, found {config.vision_feature_layer!r}")
-    if not -vision.num_hidden_layers - 1 <= config.vision_feature_layer <= vision.num_hidden_layers:
-        raise LlavaError(f"{where}: vision_feature_layer {config.vision_feature_layer} is outside the vision tower")
-    kind = config.projector_type
-    if kind != "linear" and not (kind.startswith("mlp") and kind.endswith("x_gelu") and kind[3:-6].isdigit()):
-        raise LlavaError(f"{where}: projector {kind!r} is not supported (linear or mlpNx_gelu)")
-    for pinpoint in config.image_grid_pinpoints or ():
-        if any(side % vision.image_size for side in pinpoint):
-            raise LlavaError(f"{where}: image_grid_pinpoints {pinpoint} are not multiples of {vision.image_size}")

@@ -8,18 +8,10 @@ from pathlib import Path
 from paddle_llava.checkpoints.adapter import Merged, read_adapter
 from paddle_llava.checkpoints.vocabulary import extend_vocabulary
 from paddle_llava.checkpoints.write import MAX_SHARD_BYTES, Progress, TensorSource, write_checkpoint
-from paddle_llava.config import ImageAspectRatio, Layout
+from paddle_llava.config import Layout
 from paddle_llava.errors import LlavaError
 from paddle_llava.pretrained import find_pretrained
 from paddle_llava.processing.processor import LlavaProcessor
-
-# What an original `config.json` says of each way of preprocessing; `resize` stands in the preprocessor's file.
-ASPECT_RATIOS: dict[str, ImageAspectRatio] = {
-    "crop": "square",
-    "resize": "square",
-    "pad": "pad",
-    "anyres": "anyres",
-}
 
 
 def convert(
@@ -44,9 +36,8 @@ def convert(
     pretrained = find_pretrained(source)
     processor = LlavaProcessor.from_pretrained(pretrained.folder)
     with pretrained.open_weights() as weights:
-        aspect_ratio = ASPECT_RATIOS[processor.image_processor.mode]
         kept = weights.dtype("language_model.embed_tokens.weight")
-        config = replace(pretrained.config, image_aspect_ratio=aspect_ratio, dtype=dtype or kept)
+        config = replace(pretrained.config, dtype=dtype or kept)
         _begin(target, processor, layout)
         tensors: TensorSource = weights
         if lora_path is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-import sys
+import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -55,15 +55,25 @@ WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"), ("model_state",
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
-def local_folder(name_or_path: str | Path, *, revision: str | None = None, progress: bool = True) -> Path:
+def local_folder(
+    name_or_path: str | Path, *, revision: str | None = None, progress: bool = True, text_only: bool = False
+) -> Path:
     """The folder of a LLaVA checkpoint: `name_or_path` itself if it is one, else its download.
 
     `revision` is a branch, tag or commit of a hub name (default `main`); a folder has none. `HF_ENDPOINT`,
     `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE` and `HF_TOKEN` mean what they mean to `huggingface_hub`, also
-    when they are set after its import. With `progress`, a line and a bar on stderr while something is
-    downloaded. Raises `LlavaError` when the checkpoint cannot be had.
+    when they are set after its import. With `progress`, a warning and a bar on stderr while something is
+    downloaded. `text_only` allows Vicuna alone, from which a LLaVA is trained. Raises `LlavaError` when the checkpoint
+    cannot be had.
     """
-    return _existing(name_or_path) or _from_hub(str(name_or_path), revision, CHECKPOINT_FILES, progress)
+    if folder := _existing(name_or_path):
+        return folder
+    name = str(name_or_path)
+    if vicuna := re.fullmatch(r"(?:paddlemix/llava|lmsys)/(vicuna-.*)", name):
+        if not text_only:
+            raise LlavaError(f"{name!r}: Vicuna alone, a text model that sees no images; give a LLaVA checkpoint")
+        name = f"lmsys/{vicuna[1]}"
+    return _from_hub(name, revision, CHECKPOINT_FILES, progress)
 
 
 def tower_folder(name_or_path: str | Path, *, progress: bool = True) -> Path:
@@ -134,8 +144,6 @@ def _repository(name: str) -> str:
     if name in PADDLE_NAMES:
         _say(f"{name}: using the same weights under their Hugging Face name, {PADDLE_NAMES[name]}")
         return PADDLE_NAMES[name]
-    if re.match(r"(paddlemix/llava|lmsys)/vicuna-", name):
-        raise LlavaError(f"{name!r}: Vicuna alone, a text model that sees no images; give a LLaVA checkpoint")
     with suppress(HFValidationError):
         validate_repo_id(name)
         if "/" in name and name.isprintable():
@@ -287,5 +295,5 @@ def _brief(error: Exception) -> str:
 
 @cache
 def _say(message: str) -> None:
-    """One line on stderr, once."""
-    print(message, file=sys.stderr)
+    """A note in the command line, a warning in Python; once."""
+    warnings.warn(message, stacklevel=2)

@@ -1,8 +1,8 @@
-"""A name or a folder -> configuration and weights, with the separate vision tower where there is one."""
+"""A name or a folder -> configuration, preprocessing and weights, with the separate vision tower where there is one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,22 @@ from paddle_llava.checkpoints.read import Checkpoint, open_checkpoint
 from paddle_llava.config import LlavaConfig, separate_tower
 from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import read_json
+from paddle_llava.processing.images import ImageProcessor
+
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A checkpoint on this machine: its `folder`, its `config.json` as it stands (`raw`) and as we read it."""
+    """A checkpoint on this machine: its `folder`, its `config.json` as it stands (`raw`) and as we read it.
+
+    `config.image_aspect_ratio` is what `image_processor` does, also where another file than `config.json` says it.
+    """
 
     folder: Path
     raw: dict[str, Any]
     config: LlavaConfig
+    image_processor: ImageProcessor
 
     def open_weights(self) -> Checkpoint:
         """The weights, checked for completeness against the configuration before any is read.
@@ -47,4 +54,14 @@ def find_pretrained(name_or_path: str | Path) -> Pretrained:
     raw = read_json(path)
     tower = separate_tower(raw)
     vision = read_json(hub.tower_folder(tower) / "config.json") if tower else None
-    return Pretrained(folder, raw, LlavaConfig.from_dict(raw, vision=vision, where=str(path)))
+    config = LlavaConfig.from_dict(raw, vision=vision, where=str(path))
+    settings = image_settings(folder)
+    images = ImageProcessor.from_config(
+        config, read_json(settings) if settings else None, where=str(settings or folder)
+    )
+    return Pretrained(folder, raw, replace(config, image_aspect_ratio=images.image_aspect_ratio), images)
+
+
+def image_settings(folder: Path) -> Path | None:
+    """The file in `folder` that tells how pictures are prepared, if there is one."""
+    return next((folder / name for name in (PREPROCESSOR, PROCESSOR) if (folder / name).is_file()), None)

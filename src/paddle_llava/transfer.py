@@ -12,8 +12,8 @@ import errno
 import hashlib
 import os
 import shutil
-import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -64,7 +64,8 @@ def fill_snapshot(snapshot: Path, files: list[RemoteFile], headers: dict[str, st
         amounts = (tqdm.format_sizeof(number, "B") for number in (needed, free))
         raise OSError(errno.ENOSPC, "{} are needed, {} are free".format(*amounts))
     if progress:
-        print(f"{missing[0].repo}: downloading {tqdm.format_sizeof(total, 'B')} to {home}", file=sys.stderr)
+        amount = tqdm.format_sizeof(total, "B")
+        warnings.warn(f"{missing[0].repo}: downloading {amount} to {home}", stacklevel=2)
     # Without a terminal, None shows no bar.
     with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
         done = 0

@@ -23,6 +23,7 @@ from paddle_llava.checkpoints.read import transposed
 from paddle_llava.checkpoints.safetensors_file import write_safetensors
 from paddle_llava.config import Layout, LlavaConfig
 from paddle_llava.errors import LlavaError
+from paddle_llava.json_file import read_json
 
 MAX_SHARD_BYTES = 5 * 10**9
 Shape = tuple[int, ...]
@@ -121,7 +122,8 @@ def write_checkpoint(
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             _write_json(folder / f"{STEMS[suffix]}.{suffix}.index.json", index)
         if layout == "hf":
-            _write_json(folder / "generation_config.json", _generation_config(config))
+            generation = folder / "generation_config.json"
+            _write_json(generation, _settings_in(generation) | _generation_config(config))
         _write_json(folder / "config.json", config_json)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -199,6 +201,14 @@ def _generation_config(config: LlavaConfig) -> dict[str, Any]:
     text = config.text
     eos = text.eos_token_id[0] if len(text.eos_token_id) == 1 else list(text.eos_token_id)
     return {"bos_token_id": text.bos_token_id, "eos_token_id": eos, "pad_token_id": text.pad_token_id}
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    """What the processor has brought along, {} for nothing readable."""
+    try:
+        return read_json(path)
+    except LlavaError:
+        return {}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

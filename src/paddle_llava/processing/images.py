@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from paddle_llava.config import LlavaConfig
+from paddle_llava.config import ImageAspectRatio, LlavaConfig
 from paddle_llava.errors import LlavaError
 from paddle_llava.geometry import Size, select_best_resolution
 from paddle_llava.processing.loading import to_rgb
@@ -79,6 +79,11 @@ class ImageProcessor:
             np.take(table, tiles[..., channel], out=pixel_values[:, channel], mode="clip")
         sizes = [(image.height, image.width) for image in images]
         return pixel_values, np.array(sizes, np.int64).reshape(-1, 2)
+
+    @property
+    def image_aspect_ratio(self) -> ImageAspectRatio:
+        """What an original `config.json` says of `mode`; `resize` stands in the preprocessor's file alone."""
+        return "square" if self.mode == "crop" or self.mode == "resize" else self.mode
 
     @cached_property
     def _normalized(self) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from paddle_llava import hub
 from paddle_llava.config import ORIGINAL_IMAGE_TOKEN_ID, Layout, LlavaConfig
 from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import read_json, write_json
-from paddle_llava.pretrained import find_pretrained
+from paddle_llava.pretrained import PREPROCESSOR, PROCESSOR, find_pretrained, image_settings
+from paddle_llava.processing.companions import read_companions
 from paddle_llava.processing.conversation import encode, parse_prompt
 from paddle_llava.processing.images import ImageProcessor
 from paddle_llava.processing.loading import ImageSource, load_image
@@ -21,13 +22,12 @@ from paddle_llava.processing.template_choice import template_for
 from paddle_llava.processing.templates import TEMPLATES, Template
 from paddle_llava.processing.tokenizer import IMAGE_TOKEN, Tokenizer
 
-PREPROCESSOR, PROCESSOR = SETTINGS = ("preprocessor_config.json", "processor_config.json")
-
 
 class LlavaProcessor:
     """The tokenizer and the image preprocessing of one checkpoint, and the configuration that joins them.
 
-    `template` is the one that the checkpoint's conversations are told in, unless a session is given another.
+    `template` is the one that the checkpoint's conversations are told in, unless a session is given another;
+    `companions` are files that go along when the processor is saved, by name.
     """
 
     def __init__(
@@ -36,8 +36,10 @@ class LlavaProcessor:
         image_processor: ImageProcessor,
         tokenizer: Tokenizer,
         template: Template = TEMPLATES["vicuna_v1"],
+        companions: Mapping[str, bytes] | None = None,
     ) -> None:
         self.template = template
+        self.companions = dict(companions or {})
         self.config = config
         self.image_processor = image_processor
         self.tokenizer = tokenizer
@@ -53,14 +55,15 @@ class LlavaProcessor:
         """
         folder = hub.local_folder(name_or_path)
         tokenizer = Tokenizer.from_pretrained(folder)
-        path = next((folder / name for name in SETTINGS if (folder / name).is_file()), None)
-        settings = read_json(path) if path else None
-        if settings is not None and not (folder / "config.json").is_file():
-            raw, config = settings, _config_from_processor(folder / PROCESSOR, settings, tokenizer)
-        else:
+        if (folder / "config.json").is_file():
             pretrained = find_pretrained(folder)
-            raw, config = pretrained.raw, pretrained.config
-        where = str(path or folder)
+            raw, config, images = pretrained.raw, pretrained.config, pretrained.image_processor
+        else:
+            path = image_settings(folder) or folder / PROCESSOR
+            raw = read_json(path)
+            config = _config_from_processor(folder / PROCESSOR, raw, tokenizer)
+            images = ImageProcessor.from_config(config, raw, where=str(path))
+        joint = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
         if tokenizer.image_token_id not in (None, config.image_token_id):
             raise LlavaError(
                 f"{folder}: {IMAGE_TOKEN} is token {tokenizer.image_token_id} of the tokenizer, but image token "
@@ -69,10 +72,10 @@ class LlavaProcessor:
         template, guessed = template_for(raw, conv_mode, Path(name_or_path).name)
         if guessed:
             warnings.warn(guessed, stacklevel=2)
-        return cls(config, ImageProcessor.from_config(config, settings, where=where), tokenizer, template)
+        return cls(config, images, tokenizer, template, read_companions(folder, joint))
 
     def save_pretrained(self, path: str | Path, layout: Layout = "hf") -> None:
-        """Write the tokenizer and `preprocessor_config.json` to the folder `path`.
+        """Write the tokenizer, `preprocessor_config.json` and the companions to the folder `path`.
 
         In the `hf` layout `<image>` is a token: the vocabulary of an original checkpoint gets it, and `<pad>`, as
         its first new tokens, where `LlavaForConditionalGeneration.save_pretrained` puts their embeddings. And
@@ -83,6 +86,8 @@ class LlavaProcessor:
             size = self.config.text.vocab_size
             tokenizer = tokenizer.with_image_token(size, size + 1)
         tokenizer.save_pretrained(folder)
+        for name, content in self.companions.items():
+            (folder / name).write_bytes(content)
         images = self.image_processor.to_dict()
         write_json(folder / PREPROCESSOR, images)
         if layout == "hf":
