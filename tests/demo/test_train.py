@@ -8,20 +8,23 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import paddle
 import pytest
 
-from paddle_llava.data.encoding import encode_sample
+from paddle_llava.data.encoding import EncodedSample, encode_sample
 from paddle_llava.data.records import RecordFile
 from paddle_llava.demo import dataset
 from paddle_llava.demo.cells import COLOUR_NAMES, KIND_NAMES, WIDTH, as_numbers, cells_of
+from paddle_llava.demo.concepts import aligned_weight
 from paddle_llava.demo.dataset import CAPTIONS, CONVERSATIONS, write_dataset
 from paddle_llava.demo.descriptions import padded_box
 from paddle_llava.demo.dialogues import dialogue
 from paddle_llava.demo.evaluate import Answered, ask_all, figures, lines
 from paddle_llava.demo.eye import Eye, Pictures
-from paddle_llava.demo.model import TEMPLATE, write_untrained
+from paddle_llava.demo.kinds import KINDS
+from paddle_llava.demo.model import TEMPLATE, build_tokenizer, write_untrained
 from paddle_llava.demo.scenes import draw_scene
-from paddle_llava.demo.tongue import Conversations, Tongue, captioned
+from paddle_llava.demo.tongue import Questions, Tongue, captioned, encoded, lay_out
 from paddle_llava.demo.train import CONFIGS
 from paddle_llava.demo.vocabulary import all_words
 from paddle_llava.llava import LlavaForConditionalGeneration
@@ -101,21 +104,60 @@ def test_cells_as_numbers() -> None:
     assert not boxes[~things].any()
 
 
-@pytest.mark.parametrize("hardest", [0.0, math.inf])
-def test_a_packed_row_of_conversations(
-    hardest: float, processor: LlavaProcessor, model: LlavaForConditionalGeneration
-) -> None:
-    batch = Conversations(processor, 4, hardest=hardest).batch(0)
-    length = batch["input_ids"].shape[1]
-    assert sum(batch["lengths"][0]) == length == len(batch["labels"])
+@pytest.mark.parametrize("steps", [0, math.inf])
+def test_rows_of_questions(steps: float, processor: LlavaProcessor, model: LlavaForConditionalGeneration) -> None:
+    batch = Questions(processor, 4, steps=steps).batch(0)
+    rows, length = batch["input_ids"].shape
+    assert batch["mask"].shape == (rows, 1, length, length)
+    assert batch["labels"].shape == (rows * length,)
     places = (batch["input_ids"] == processor.config.image_token_id).sum()
     assert places == len(batch["cells"])
-    assert places < 4 * 10 if hardest else places == 4 * 64
+    assert places < rows * 30 if steps else places == rows * 64
     assert batch["sizes"].sum() == (batch["labels"] >= 0).sum() == len(batch["weights"])
     assert len(batch["sizes"]) == len(batch["kinds"])
+    assert not steps or set(batch["kinds"]) <= {"what", "colour", "box", "at_box"}
     tongue = Tongue(model)
     assert np.isfinite(float(tongue.loss(batch)))
-    assert set(tongue.judge([batch])) == set(batch["kinds"])
+    assert set(tongue.judge([batch])) - {"box tokens"} == set(batch["kinds"])
+
+
+def test_a_row_s_questions_do_not_see_each_other(
+    processor: LlavaProcessor, model: LlavaForConditionalGeneration
+) -> None:
+    tongue = Tongue(model)
+    cells = np.random.default_rng(0).random((64, tongue.reader.weight.shape[0]), np.float32)
+    samples = [
+        encoded(text, "bus", TEMPLATE, processor) for text in ("What is this?", "哪里有一辆红色的公交车？", "Is it?")
+    ]
+    image = processor.config.image_token_id
+
+    def logits(of: list[EncodedSample]) -> np.ndarray:
+        places = np.flatnonzero(of[0].input_ids == image)
+        start, end = places[0], places[-1] + 1
+        row = (of[0].input_ids[:end], [(sample.input_ids[end:], sample.labels[end:]) for sample in of])
+        assert start > 0
+        return tongue.target_logits(lay_out([row]) | {"cells": cells})[0].numpy()
+
+    with paddle.no_grad():
+        alone = np.concatenate([logits([sample]) for sample in samples])
+        assert np.abs(logits(samples) - alone).max() < 1e-4
+
+
+def test_words_of_a_concept_begin_alike(model: LlavaForConditionalGeneration) -> None:
+    tokenizer = build_tokenizer()
+    rows = model.language_model.embed_tokens.weight.numpy()
+
+    def alike(one: str, other: str) -> float:
+        a, b = (rows[tokenizer.token_to_id(word)] for word in (one, other))
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    assert min(alike("▁bus", "公交车"), alike("▁red", "红色"), alike("0.30", "0.31")) > 0.5
+    assert max(alike("▁bus", "▁red"), alike("▁bus", "汽车"), alike("0.10", "0.80")) < 0.4
+    weight = aligned_weight(rows, tokenizer)
+    first = list(KINDS).index("bus") + 1
+    assert weight.shape == (WIDTH, 256)
+    similar = weight[first] @ rows.T / np.linalg.norm(rows, axis=1)
+    assert tokenizer.id_to_token(int(similar.argmax())) in ("▁bus", "bus", "▁buses", "Bus", "▁Bus", "公交车")
 
 
 def test_the_eye_reads_what_the_tongue_is_told(processor: LlavaProcessor, model: LlavaForConditionalGeneration) -> None:

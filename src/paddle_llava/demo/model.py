@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 
-import numpy as np
 import paddle
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from paddle_llava.config import LlavaConfig, TextConfig, VisionConfig
+from paddle_llava.demo.concepts import WORD_SPREAD, relate_words
 from paddle_llava.demo.vocabulary import COORDINATES, all_words
 from paddle_llava.json_file import write_json
 from paddle_llava.llava import LlavaForConditionalGeneration
@@ -23,7 +22,6 @@ IMAGE_SIZE, PATCH_SIZE = 128, 16
 TEMPLATE = TEMPLATES["vicuna_v1"]
 _RESERVED = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
 _APART = "\t"
-WORD_SPREAD = 0.3
 
 
 def build_tokenizer() -> Tokenizer:
@@ -77,11 +75,11 @@ def street_config(tokenizer: Tokenizer) -> LlavaConfig:
         ),
         text=TextConfig(
             vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=320,
+            hidden_size=256,
             intermediate_size=768,
             num_hidden_layers=4,
-            num_attention_heads=5,
-            num_key_value_heads=5,
+            num_attention_heads=4,
+            num_key_value_heads=4,
             head_dim=64,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
@@ -111,25 +109,11 @@ def write_untrained(folder: Path, seed: int = 0) -> None:
             parameter.set_value(paddle.randn(parameter.shape) * _spread(name, parameter.shape, config))
         elif name.endswith("bias"):
             parameter.set_value(paddle.zeros(parameter.shape))
-    _line_up_coordinates(model.language_model.embed_tokens.weight, tokenizer)
+    embeddings = model.language_model.embed_tokens.weight.numpy()
+    relate_words(embeddings, tokenizer)
+    model.language_model.embed_tokens.weight.set_value(embeddings)
     model.save_pretrained(folder)
     LlavaProcessor.from_pretrained(folder).save_pretrained(folder)
-
-
-def _line_up_coordinates(embeddings: paddle.Tensor, tokenizer: Tokenizer) -> None:
-    """Give coordinates embeddings along a smooth random curve, so that near ones are alike before anything is learnt.
-
-    Random Fourier features of many scales (Rahimi & Recht 2007), as large as the other words' embeddings.
-    """
-    rows = embeddings.numpy()
-    random = np.random.default_rng(0)
-    frequencies = np.exp(random.uniform(math.log(0.3), math.log(6.0), rows.shape[1]))
-    phases = random.uniform(0, 2 * math.pi, rows.shape[1])
-    for text in COORDINATES:
-        row = np.cos(2 * math.pi * frequencies * float(text) + phases) * 2**0.5 * WORD_SPREAD
-        for form in (text, f"▁{text}"):
-            rows[tokenizer.token_to_id(form)] = row
-    embeddings.set_value(rows)
 
 
 def _spread(name: str, shape: list[int], config: LlavaConfig) -> float:

@@ -1,14 +1,18 @@
-"""The tongue's own pretraining, what Vicuna's is to LLaVA: the decoder learns to converse about scenes, without pixels.
+"""The tongue's own pretraining, what Vicuna's is to LLaVA: the decoder learns to answer about scenes, without pixels.
 
-A picture's place is taken by the contents of its cells, through a throw-away layer of the projector's kind. What the
-decoder learns that way (to look up, count, compare, and answer in two languages) is what it needs before features,
-and costs no tower.
+A picture's place is taken by the contents of its cells, through a throw-away layer. What the decoder learns that way
+(to look up, count, compare, and answer in two languages) is what it needs before features, and costs no tower.
+
+A row holds a picture once and its questions after it, each of which sees the picture and itself alone. To find one
+thing among three is learnt many times sooner than among sixty, so scenes begin with one or two objects and few cells
+beside, and what only looks up comes before what counts and compares.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,84 +25,109 @@ from paddle import Tensor, nn
 from paddle_llava.data.encoding import IGNORED, EncodedSample, encode_sample
 from paddle_llava.data.records import Sample
 from paddle_llava.demo.cells import WIDTH, as_numbers, cells_of
+from paddle_llava.demo.concepts import aligned_weight
 from paddle_llava.demo.descriptions import caption, scene_as_text
-from paddle_llava.demo.dialogues import dialogue
+from paddle_llava.demo.dialogues import KINDS_OF_QUESTION, dialogue
 from paddle_llava.demo.kinds import Split
 from paddle_llava.demo.loop import Say, fit
-from paddle_llava.demo.model import TEMPLATE
+from paddle_llava.demo.model import TEMPLATE, build_tokenizer
 from paddle_llava.demo.naming import LANGUAGES
 from paddle_llava.demo.scenes import Scene, draw_scene
 from paddle_llava.llava import LlavaForConditionalGeneration
+from paddle_llava.models.attention import MASKED
+from paddle_llava.models.llama import for_all_heads, rotary_embedding
 from paddle_llava.processing.conversation import Message
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import TEMPLATES, Template
 
 TURNS = 12
-CAPTIONS, LISTS = 0.25, 0.6
-HARDEST = 0.4  # the part of all steps after which scenes are whole
+CAPTIONS, LISTS = 0.15, 0.6
+LOOKED_UP, LOOKING_UP = ("what", "colour", "box", "at_box"), 0.1  # kinds, and the part of all steps they have alone
+EASIEST, HARDEST = 0.2, 0.5  # hardness at first; the part of all steps after which scenes are whole
 SMALL = 64  # pixels: enough to know who covers what
 SEEDS_A_STEP = 1000
+_BRIEF = replace(TEMPLATE, system="")
 
 
-class Conversations:
-    """Batches of conversations, and of captions and lists of boxes as `llava pretrain` gets them, with their cells."""
+class Questions:
+    """Batches of pictures with isolated questions, or with what `llava pretrain` has told of them, as cells."""
 
     def __init__(
-        self,
-        processor: LlavaProcessor,
-        batch_size: int,
-        split: Split = "train",
-        seed: int = 0,
-        hardest: float = 0,
+        self, processor: LlavaProcessor, batch_size: int, split: Split = "train", seed: int = 0, steps: float = 0
     ) -> None:
-        """From step `hardest` on scenes are whole; before it they grow, from one or two objects and few cells beside.
-
-        To find one thing among three is learnt many times sooner than among sixty.
-        """
+        """`steps` are those of the whole run, over which questions grow hard; without it they are hard at once."""
         self.processor, self.batch_size, self.split, self.seed = processor, batch_size, split, seed
-        self.hardest = hardest
+        self.steps = steps
 
     def batch(self, step: int) -> dict[str, Any]:
-        """All conversations packed into one row: `input_ids`, `position_ids`, `labels` and `lengths`.
+        """`input_ids`, `position_ids` [rows, length], `mask` [rows, 1, length, length], `labels` [rows * length].
 
-        `cells` [cells of all, WIDTH] take the places of image tokens. Labels are moved left by one, as `collate` makes
-        them. `weights` [targets] make long answers count more than short ones, but not as much as they are longer.
-        `kinds` names the kind of each answer, in order.
+        `cells` [cells of all, WIDTH] take the places of image tokens. Labels are moved left by one. `weights`
+        [targets] make long answers count more than short ones, but not as much as they are longer; `sizes` are the
+        answers' numbers of targets and `kinds` what was asked, in order.
         """
-        vision, image = self.processor.config.vision, self.processor.config.image_token_id
-        hardness = step / self.hardest if step < self.hardest else 1.0
-        objects = (1 + round(hardness), 2 + round(6 * hardness))
+        progress = step / self.steps if self.steps else 1.0
+        hardness = min(1.0, EASIEST + (1 - EASIEST) * progress / HARDEST)
         first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
-        samples, cells, kinds = [], [], []
+        rows, cells, kinds = [], [], []
         for seed in range(first, first + self.batch_size):
-            scene, rng = draw_scene(seed, size=SMALL, split=self.split, objects=objects), Random(seed)
+            objects = (1 + round(hardness), 2 + round(6 * hardness))
+            scene = draw_scene(seed, size=SMALL, split=self.split, objects=objects)
+            told = self._told(scene, seed, LOOKED_UP if progress < LOOKING_UP else tuple(KINDS_OF_QUESTION))
+            if not told:
+                continue
+            vision = self.processor.config.vision
             of_scene = cells_of(scene, vision.image_size // vision.patch_size)
-            if rng.random() < CAPTIONS:
-                kind, text = captioned(scene, rng)
-                kinds.append(kind)
-                sample = encoded([("", text)], TEMPLATES["plain"], self.processor)
-            else:
-                turns = dialogue(scene, seed, turns=TURNS)
-                kinds += [turn.kind for turn in turns]
-                sample = encoded([(it.question, it.answer) for it in turns], TEMPLATE, self.processor)
             kept = (of_scene.anchor > 0) | (np.random.default_rng(seed).random(len(of_scene.anchor)) < hardness + 0.03)
             cells.append(as_numbers(of_scene)[kept])
-            ids_kept = np.ones(len(sample), bool)
-            ids_kept[sample.input_ids == image] = kept
-            samples.append((sample.input_ids[ids_kept], sample.labels[ids_kept]))
-        labels = np.concatenate([np.append(labels[1:], IGNORED) for _, labels in samples])
-        sizes = answer_sizes(labels)
+            rows.append(self._row([sample for _, sample in told], int(kept.sum())))
+            kinds += [kind for kind, _ in told]
+        batch = lay_out(rows)
+        sizes = answer_sizes(batch["labels"])
         weights = np.repeat(sizes**-0.5, sizes).astype(np.float32)
-        return {
+        return batch | {
             "cells": np.concatenate(cells),
-            "input_ids": np.concatenate([ids for ids, _ in samples])[None],
-            "position_ids": np.concatenate([np.arange(len(ids)) for ids, _ in samples])[None],
-            "labels": labels,
-            "lengths": [[len(ids) for ids, _ in samples]],
             "weights": weights / weights.sum(),
             "sizes": sizes,
             "kinds": kinds,
         }
+
+    def _told(self, scene: Scene, seed: int, kinds: Sequence[str]) -> list[tuple[str, EncodedSample]]:
+        rng = Random(seed)
+        if kinds != LOOKED_UP and rng.random() < CAPTIONS:
+            kind, text = captioned(scene, rng)
+            return [(kind, encoded("", text, TEMPLATES["plain"], self.processor))]
+        turns = dialogue(scene, seed, turns=TURNS, kinds=kinds)
+        return [(turn.kind, encoded(turn.question, turn.answer, _BRIEF, self.processor)) for turn in turns]
+
+    def _row(self, samples: list[EncodedSample], cells: int) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """Ids of what all samples begin with, the picture included; of each the ids and labels that follow."""
+        image = self.processor.config.image_token_id
+        (places,) = np.nonzero(samples[0].input_ids == image)
+        start, end = places[0], places[-1] + 1
+        shared = np.concatenate([samples[0].input_ids[:start], np.full(cells, image)])
+        return shared, [(sample.input_ids[end:], sample.labels[end:]) for sample in samples]
+
+
+def lay_out(rows: Sequence[tuple[np.ndarray, Sequence[tuple[np.ndarray, np.ndarray]]]]) -> dict[str, Any]:
+    """The rows side by side, padded on the right; positions of each part go on from the shared beginning."""
+    length = max(len(shared) + sum(len(ids) for ids, _ in parts) for shared, parts in rows)
+    input_ids, position_ids = np.zeros((2, len(rows), length), np.int64)
+    labels = np.full((len(rows), length), IGNORED, np.int64)
+    mask = np.full((len(rows), 1, length, length), MASKED, np.float32)
+    causal = np.where(np.tri(length, dtype=bool), np.float32(0), np.float32(MASKED))
+    for number, (shared, parts) in enumerate(rows):
+        start = len(shared)
+        input_ids[number, :start], position_ids[number, :start] = shared, np.arange(start)
+        mask[number, 0, :, :start] = causal[:, :start]
+        for ids, targets in parts:
+            end = start + len(ids)
+            input_ids[number, start:end] = ids
+            position_ids[number, start:end] = len(shared) + np.arange(len(ids))
+            labels[number, start : end - 1] = targets[1:]
+            mask[number, 0, start:end, start:end] = causal[: len(ids), : len(ids)]
+            start = end
+    return {"input_ids": input_ids, "position_ids": position_ids, "mask": mask, "labels": labels.reshape(-1)}
 
 
 class Tongue(nn.Layer):
@@ -106,26 +135,25 @@ class Tongue(nn.Layer):
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
         super().__init__()
-        width = model.config.text.hidden_size
         self.language_model = model.language_model
-        # Its few ones a cell must give features as large as words, or the first layers drown them.
-        self.reader = nn.Sequential(
-            nn.Linear(WIDTH, width, weight_attr=nn.initializer.Normal(std=0.5)),
-            nn.GELU(),
-            nn.Linear(width, width, weight_attr=nn.initializer.Normal(std=0.8 * width**-0.5)),
-        )
+        self.reader = nn.Linear(WIDTH, model.config.text.hidden_size)
+        embeddings = model.language_model.embed_tokens.weight.numpy()
+        self.reader.weight.set_value(aligned_weight(embeddings, build_tokenizer()))
         self._embed, self._logits = model.embed, model.logits
 
     def target_logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The logits [targets, vocab_size] of all targets in their order, and the targets [targets]."""
+        decoder = self.language_model
         features = self.reader(paddle.to_tensor(batch["cells"]))
-        embeds = self._embed(paddle.to_tensor(batch["input_ids"]), [features])
-        position_ids = paddle.to_tensor(batch["position_ids"])
-        hidden_states = self.language_model(embeds, position_ids, lengths=batch["lengths"])
+        hidden_states = self._embed(paddle.to_tensor(batch["input_ids"]), [features])
+        rotation = rotary_embedding(decoder.config, paddle.to_tensor(batch["position_ids"]), hidden_states.dtype)
+        rotations, mask = for_all_heads(rotation, decoder.config), paddle.to_tensor(batch["mask"])
+        for layer in decoder.layers:
+            hidden_states = layer(hidden_states, rotations, mask)
         labels = batch["labels"]
         targets = np.flatnonzero(labels != IGNORED)
         chosen = paddle.gather(hidden_states.flatten(0, 1), paddle.to_tensor(targets))
-        return self._logits(chosen), paddle.to_tensor(labels[targets])
+        return self._logits(decoder.norm(chosen)), paddle.to_tensor(labels[targets])
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         logits, targets = self.target_logits(batch)
@@ -133,14 +161,21 @@ class Tongue(nn.Layer):
         return (losses * paddle.to_tensor(batch["weights"])).sum()
 
     def judge(self, batches: list[dict[str, Any]]) -> dict[str, float]:
-        """Of each kind, the share of answers of which every token is the likeliest one after those before it."""
+        """Of each kind, the share of answers of which every token is the likeliest one after those before it.
+
+        `box tokens` is the share of single tokens of answers that are boxes.
+        """
         right: dict[str, list[bool]] = {}
         for batch in batches:
             logits, targets = self.target_logits(batch)
             hits = (logits.argmax(-1) == targets).numpy()
             starts = np.cumsum(batch["sizes"]) - batch["sizes"]
-            for kind, whole in zip(batch["kinds"], np.logical_and.reduceat(hits, starts), strict=True):
-                right.setdefault(kind, []).append(bool(whole))
+            answers = zip(batch["kinds"], starts, batch["sizes"], strict=True)
+            for kind, start, size in answers:
+                answer = hits[start : start + size]
+                right.setdefault(kind, []).append(bool(answer.all()))
+                if kind == "box":
+                    right.setdefault("box tokens", []).extend(answer.tolist())
         return {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
 
 
@@ -150,21 +185,20 @@ def train_tongue(
     """The decoder of the checkpoint `base` after `steps`, checkpoints in `folder`; None when it was stopped before."""
     processor = LlavaProcessor.from_pretrained(base)
     model = LlavaForConditionalGeneration.from_pretrained(base)
-    paddle.seed(2)
     tongue = Tongue(model)
     for parameter in tongue.parameters():
         parameter.stop_gradient = False
-    easy = [Conversations(processor, 20, "heldout", hardest=math.inf).batch(step) for step in range(2)]
-    held_out = [Conversations(processor, 20, "heldout").batch(step) for step in range(4)]
+    easy = [Questions(processor, 8, "heldout", steps=math.inf).batch(step) for step in range(3)]
+    held_out = [Questions(processor, 8, "heldout").batch(step) for step in range(8)]
     done = fit(
         tongue,
-        Conversations(processor, batch_size, hardest=HARDEST * steps),
+        Questions(processor, batch_size, steps=steps),
         tongue.loss,
         folder,
         steps=steps,
         learning_rate=learning_rate,
         judge=lambda: {f"easy {kind}": share for kind, share in tongue.judge(easy).items()} | tongue.judge(held_out),
-        judge_every=min(200, steps),
+        judge_every=min(250, steps),
         say=say,
     )
     return tongue if done else None
@@ -178,17 +212,14 @@ def captioned(scene: Scene, rng: Random) -> tuple[str, str]:
     return "caption", caption(scene, language)
 
 
-def encoded(turns: Sequence[tuple[str, str]], template: Template, processor: LlavaProcessor) -> EncodedSample:
-    """Questions and answers about one picture as the recipe would read them; the picture itself is not looked at."""
-    messages = []
-    for number, (question, answer) in enumerate(turns):
-        messages.append(Message("user", question, images=int(number == 0)))
-        messages.append(Message("assistant", answer))
-    sample = Sample(("picture",), tuple(messages), 1, "street")
+def encoded(question: str, answer: str, template: Template, processor: LlavaProcessor) -> EncodedSample:
+    """A question about a picture and its answer as the recipe would read them; the picture is not looked at."""
+    messages = (Message("user", question, images=1), Message("assistant", answer))
+    sample = Sample(("picture",), messages, 1, "street")
     return encode_sample(sample, processor, template, processor.config.text.max_position_embeddings)
 
 
 def answer_sizes(labels: np.ndarray) -> np.ndarray:
-    """How many targets each answer of a packed row has, in order."""
+    """How many targets each answer has, in order; `labels` [positions] end each with something ignored."""
     edges = np.diff(np.concatenate([[0], (labels != IGNORED).astype(np.int8), [0]]))
     return np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)

@@ -48,7 +48,7 @@ class Amount:
 FULL = Amount(eye_steps=8000, tongue_steps=14000, pictures=60000, pretrain_share=0.15, finetune_epochs=2.0, judged=1000)
 QUICK = Amount(eye_steps=700, tongue_steps=1000, pictures=3000, pretrain_share=0.3, finetune_epochs=0.5, judged=60)
 EYE = {"batch_size": 16, "learning_rate": 1e-3}
-TONGUE = {"batch_size": 4, "learning_rate": 1e-3}
+TONGUE = {"batch_size": 8, "learning_rate": 1e-3}
 
 
 def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amount | None = None) -> Path:
