@@ -17,6 +17,7 @@ import typer
 
 from paddle_llava import __version__
 from paddle_llava.console import complain, note, progress_bar, tolerant_streams, warnings_as_notes
+from paddle_llava.demo.cli import demo_app
 from paddle_llava.errors import LlavaError, did_you_mean
 
 # Newer typers carry a copy of click and older ones use click itself; the class is found by this way in both.
@@ -36,6 +37,7 @@ app = typer.Typer(
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Work with training data.")
 app.add_typer(data_app, name="data")
+app.add_typer(demo_app, name="demo")
 
 ModelPath = Annotated[str | None, typer.Option(metavar="NAME|FOLDER", help="A published name, or a folder.")]
 ImageFiles = Annotated[
@@ -280,18 +282,6 @@ def data_check(
         fix=fix,
         as_json=as_json,
     )
-
-
-@app.command()
-def demo(
-    image_file: Annotated[str | None, typer.Option(metavar="PATH|URL", help="Another picture.")] = None,
-    model_path: ModelPath = None,
-    debug: Debug = False,
-) -> int:
-    """Chat about a photograph, with random weights unless a model is given."""
-    from paddle_llava.demo.demo import run_demo
-
-    return run_demo(image_file, model_path, debug=debug)
 
 
 @app.command()

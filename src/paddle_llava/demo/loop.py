@@ -13,8 +13,8 @@ from paddle import Tensor, nn
 
 from paddle_llava.data.pool import runner
 from paddle_llava.training.checkpoint import TrainerState, checkpoint_folders, load_checkpoint, save_checkpoint
+from paddle_llava.training.interruption import stop_requests
 from paddle_llava.training.optimizer import trainable
-from paddle_llava.training.recipe import _stop_requests
 
 Say = Callable[[str], object]
 WARMUP, COOLDOWN = 100, 0.3
@@ -63,7 +63,7 @@ def fit(
     losses, started, first = [], time.monotonic(), state.step
     with (
         runner(maker, workers) as run,
-        _stop_requests() as stop_requested,
+        stop_requests() as stop_requested,
         (folder / "log.jsonl").open("a") as log,
     ):
         for batch in run("batch", ((step,) for step in range(state.step, steps)), 4):
@@ -71,7 +71,7 @@ def fit(
             loss = loss_of(batch)
             loss.backward()
             optimizer.step()
-            optimizer.clear_grad()
+            optimizer.clear_grad(set_to_zero=False)
             schedule.step()
             losses.append(float(loss))
             state.step += 1

@@ -1,7 +1,7 @@
 """Everything that made the street model, in one call: eye, tongue, data, `llava pretrain`, `llava finetune`.
 
 Each stage has a folder of its own in the output folder and goes on from where it stopped; a finished one is not
-repeated. The last two are the recipe that trains LLaVA itself, from the configuration files in `config/street`.
+repeated. The last two are the recipe that trains LLaVA itself, from the files in `config/`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from paddle_llava.training.checkpoint import PARAMETERS, checkpoint_folders
 from paddle_llava.training.start import Stage, start
 
 Say = Callable[[str], object]
-CONFIGS = Path(__file__).parents[3] / "config" / "street"
+CONFIGS = Path(__file__).parent / "config"
 OWN, DATA = "own", "data"
 
 

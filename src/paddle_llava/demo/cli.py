@@ -1,0 +1,41 @@
+"""`llava demo` and `llava demo train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+demo_app = typer.Typer(rich_markup_mode=None)
+Debug = Annotated[bool, typer.Option("--debug", help="Show prompts, timings, and the traceback of an internal error.")]
+
+
+@demo_app.callback(invoke_without_command=True)
+def demo(
+    context: typer.Context,
+    image_file: Annotated[str | None, typer.Option(metavar="PATH|URL", help="Another picture.")] = None,
+    model_path: Annotated[str | None, typer.Option(metavar="NAME|FOLDER", help="Another model.")] = None,
+    debug: Debug = False,
+) -> int:
+    """Chat about a photograph, with random weights unless a model is given."""
+    if context.invoked_subcommand:
+        return 0
+    from paddle_llava.demo.demo import run_demo
+
+    return run_demo(image_file, model_path, debug=debug)
+
+
+@demo_app.command()
+def train(
+    output_dir: Annotated[Path, typer.Option(help="Where everything is kept; a stopped run goes on there.")] = Path(
+        "street"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="A poorer model in a quarter of an hour.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train the street model from nothing: eye, tongue, then llava pretrain and llava finetune."""
+    from paddle_llava.console import note
+    from paddle_llava.demo.train import train as train_all
+
+    print(train_all(output_dir, quick, note))
