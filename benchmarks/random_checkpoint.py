@@ -17,7 +17,10 @@ from paddle_llava.json_file import write_json
 from paddle_llava.processing.images import ImageProcessor
 
 SMALL_VIT = VisionConfig(768, 3072, 12, 12, image_size=336, patch_size=14)
+TINY_VIT = VisionConfig(256, 1024, 6, 4, image_size=336, patch_size=14)
 SHAPES = {
+    "0.1B": (TINY_VIT, TextConfig(32064, 768, 2048, 8, 12, 12, head_dim=64)),
+    "0.15B": (TINY_VIT, TextConfig(32064, 1024, 2816, 8, 16, 4, head_dim=64)),
     "0.2B": (SMALL_VIT, TextConfig(32064, 768, 2048, 12, 12, 4, head_dim=64)),
     "1.1B": (CLIP_VIT_L_336, TextConfig(32064, 2048, 5632, 22, 32, 4, head_dim=64)),
     "7B": (CLIP_VIT_L_336, TextConfig(32064, 4096, 11008, 32, 32, 32, head_dim=128)),

@@ -8,12 +8,15 @@ import stat
 import sys
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from paddle_llava.chat import Chat, Picture, decode_rate, open_picture, open_session
 from paddle_llava.errors import LlavaError
 from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.generation.session import TurnStats
+from paddle_llava.processing.boxes import answer_boxes
 from scripted_engine import scripted_session
 from terminal import BACKSPACE, CTRL_C, CTRL_D, LEFT, TAB, UP, Terminal
 
@@ -100,7 +103,7 @@ def test_a_picture_goes_with_one_question(demo_checkpoint: Path, flower: Picture
     assert chat.take("second")
     assert chat.take("third")
     assert [message.images for message in chat.session.messages] == [1, 0, 1, 0, 0, 0]
-    assert chat.shown == [flower.name, str(photo)]
+    assert [shown.name for shown in chat.shown] == [flower.name, str(photo)]
 
 
 def test_a_picture_waits_for_a_question_that_can_be_put(demo_checkpoint: Path, flower: Picture) -> None:
@@ -125,6 +128,87 @@ def test_a_long_data_uri_has_a_short_name(photo: Path) -> None:
 
     uri = "data:image/jpeg;base64," + base64.b64encode(photo.read_bytes()).decode()
     assert len(open_picture(uri).name) < 80
+
+
+# --- boxes ----------------------------------------------------------------------------------------
+
+BOX = "The boat is at [0.25, 0.25, 0.75, 0.50]."
+DRAWN = [[160.0, 53.5, 480.0, 213.5]]  # of the square-padded 640x427, 106 pixels of padding above
+
+
+def strokes(path: Path) -> tuple[int, int, int, int]:
+    """Where the red frame in a drawing is: left, top, right, bottom."""
+    pixels = np.asarray(PIL.Image.open(path).convert("RGB")).astype(int)
+    rows, columns = np.nonzero((abs(pixels - [0xE6, 0x19, 0x4B]) < 3).all(2))
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+def test_draw_frames_the_boxes_of_the_last_answer_in_the_picture(
+    demo_checkpoint: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chat = Chat(scripted_session(demo_checkpoint, ["no box", BOX]), [open_picture(str(photo))])
+    assert not chat.take("/draw early.png")
+    assert chat.take("what?")
+    assert not chat.take("/draw early.png")
+    assert chat.take("where?")
+    assert chat.take("/draw where.png")
+    assert chat.take("/draw")
+    assert chat.take("/draw")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes-2.png", "boxes.png", "where.png"]
+    left, top, right, bottom = strokes(tmp_path / "where.png")
+    assert (left, top, right, bottom) == pytest.approx(DRAWN[0], abs=1.01)
+    assert PIL.Image.open(tmp_path / "boxes.png").size == (640, 427)
+
+
+def test_draw_spoils_no_file(demo_checkpoint: Path, photo: Path, tmp_path: Path, capsys) -> None:
+    chat = Chat(scripted_session(demo_checkpoint, [BOX]), [open_picture(str(photo))])
+    (tmp_path / "mine.png").write_text("mine")
+    assert chat.take("where?")
+    capsys.readouterr()
+    for name in ("mine.png", "mine.txt", "nowhere/mine.png"):
+        assert not chat.take(f"/draw {tmp_path}/{name}")
+    exists, ending, nowhere = capsys.readouterr().err.splitlines()
+    assert "already exists" in exists
+    assert "ends in .png" in ending
+    assert "cannot be written" in nowhere
+    assert (tmp_path / "mine.png").read_text() == "mine"
+
+
+def test_the_draw_flag_draws_each_answer_that_has_boxes(
+    demo_checkpoint: Path, photo: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out.jpg"
+    session = scripted_session(demo_checkpoint, ["nothing", BOX, "0.1, 0.4, 0.2, 0.5; 0.3, 0.4, 0.4, 0.5"])
+    chat = Chat(session, [open_picture(str(photo))], draw=out)
+    assert chat.answer(["what?"]) == 0
+    assert not out.exists()
+    assert "names no box" in capsys.readouterr().err
+    assert chat.answer(["where?"]) == 0
+    first = out.read_bytes()
+    assert chat.answer(["and all?"]) == 0
+    assert "2 boxes drawn" in capsys.readouterr().err
+    assert out.read_bytes() != first
+    assert PIL.Image.open(out).format == "JPEG"
+
+
+def test_boxes_as_json_are_in_pixels_of_their_picture(
+    demo_checkpoint: Path, photo: Path, flower: Picture, tmp_path: Path, capsys
+) -> None:
+    session = scripted_session(demo_checkpoint, [BOX, BOX, "none", BOX])
+    chat = Chat(session, as_json=True)
+    chat.answer(["without a picture?"])
+    chat.take(f"/image {photo}")
+    chat.answer(["where?", "what?"])
+    chat.take(f"/image {flower.name}")
+    chat.answer(["here?"])
+    lines = [json.loads(line).get("boxes") for line in answers_of(capsys)]
+    other = [[round(value, 1) for value in answer_boxes(BOX, *flower.image.size)[0]]]
+    assert lines == [None, DRAWN, None, other]
+    assert other != DRAWN or flower.image.size == (640, 427)
+    assert chat.take(f"/save {tmp_path}/talk.json")
+    saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
+    assert [message.get("boxes") for message in saved] == [None, None, None, DRAWN, None, None, None, other]
 
 
 # --- saving ---------------------------------------------------------------------------------------

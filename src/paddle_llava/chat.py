@@ -9,24 +9,28 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL.Image import Image
 
 from paddle_llava.console import CONTROLS, complain, importing_paddle, note, progress_bar
 from paddle_llava.device import compute_dtype, default_dtype, select_device
+from paddle_llava.drawing import free_path, picture_path, write_drawing
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.pretrained import find_pretrained
+from paddle_llava.processing.boxes import answer_boxes
 from paddle_llava.processing.loading import load_image
+from paddle_llava.transcript import Shown, boxes_of, save
 
 if TYPE_CHECKING:
     from paddle_llava.generation.session import ChatSession, TurnStats
 
 HISTORY_LINES = 1000
-COMMANDS = ("/image", "/reset", "/save", "/help", "/exit")
+COMMANDS = ("/image", "/draw", "/reset", "/save", "/help", "/exit")
 HELP = """\
 /image PATH or URL  show a picture with the next question
+/draw [FILE]        draw the boxes of the last answer into a copy of its picture
 /reset              forget the conversation and its pictures
 /save FILE          write the conversation to FILE, which ends in .json or .md
 /help               this list
@@ -81,6 +85,7 @@ class Chat:
 
     Answers go to stdout and everything else to stderr. Each answer ends with a newline; `with_roles` puts the
     assistant's name before it, `as_json` makes it one line of JSON. `turns` are the costs of all answers so far.
+    The boxes of each answer that names any are drawn to `draw`, the last one's staying.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class Chat:
         with_roles: bool = False,
         as_json: bool = False,
         debug: bool = False,
+        draw: Path | None = None,
     ) -> None:
         self.session = session
         self.model = model
@@ -99,7 +105,9 @@ class Chat:
         self.as_json = as_json
         self.debug = debug
         self.waiting = list(pictures)  # for the next question
-        self.shown: list[str] = []  # names of the conversation's pictures, in order
+        self.draw = draw
+        self.shown: list[Shown] = []  # the conversation's pictures, in order
+        self.latest: Picture | None = None  # of them
         self.turns: list[TurnStats] = []
 
     def at_terminal(self) -> int:
@@ -176,16 +184,21 @@ class Chat:
             raise
         finally:
             if session.messages is not before:  # also after an answer that was stopped
-                self.shown += [picture.name for picture in self.waiting]
+                self.shown += [Shown(picture.name, *picture.image.size) for picture in self.waiting]
+                self.latest = self.waiting[-1] if self.waiting else self.latest
                 self.waiting.clear()
                 self.turns += [session.stats] if session.stats else []
         if self.as_json:
             stats = asdict(session.stats) if session.stats else None
-            print(json.dumps({"question": question, "answer": answer, "stats": stats}, ensure_ascii=False), flush=True)
+            boxes = boxes_of(answer, self.shown[-1] if self.shown else None)
+            record = {"question": question, "answer": answer, **({"boxes": boxes} if boxes else {}), "stats": stats}
+            print(json.dumps(record, ensure_ascii=False), flush=True)
         else:
             print(flush=True)
         if self.debug:
             self._tell_debug()
+        if self.draw:
+            self._draw(self.draw)
 
     def _obey(self, line: str) -> None:
         command, _, argument = line.partition(" ")
@@ -196,11 +209,15 @@ class Chat:
             self.session.reset()
             self.waiting.clear()
             self.shown.clear()
+            self.latest = None
             note("the conversation and its pictures are forgotten")
         elif command == "/image":
             self._show(argument)
+        elif command == "/draw":
+            self._draw(picture_path(argument, command) if argument else free_path(), command)
         elif command == "/save":
-            self._save(argument)
+            save(argument, self.session, self.shown, self.model)
+            note(f"saved to {argument}")
         else:
             hint = did_you_mean(command, COMMANDS)
             raise LlavaError(f"no command {command!r}{hint}; /help lists them, and //... asks it as a question")
@@ -213,40 +230,17 @@ class Chat:
         self.waiting.append(picture := open_picture(source))
         note(f"{picture.name} ({picture.image.width}x{picture.image.height}) goes with the next question")
 
-    def _save(self, name: str) -> None:
-        path = Path(os.path.expanduser(name))
-        if path.suffix not in (".json", ".md"):
-            raise LlavaError(f"/save: {name!r} must be the name of a file that ends in .json or .md")
-        if not self.session.messages:
-            raise LlavaError("/save: nothing has been said yet")
-        text = self._as_json() if path.suffix == ".json" else self._as_markdown()
-        try:
-            with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-        except FileExistsError:
-            raise LlavaError(f"/save: {name!r} already exists; choose another name") from None
-        except (OSError, ValueError) as error:
-            raise LlavaError(f"/save: {name!r} cannot be written ({error})") from None
-        note(f"saved to {name}")
-
-    def _messages(self) -> Iterator[dict[str, Any]]:
-        names = iter(self.shown)
-        for message in self.session.messages:
-            images = [next(names) for _ in range(message.images)]
-            yield {"role": message.role, "content": message.text} | ({"images": images} if images else {})
-
-    def _as_json(self) -> str:
-        template = self.session.template
-        head = {"model": self.model, "template": template.name, "system": template.system}
-        return json.dumps(head | {"messages": list(self._messages())}, indent=2, ensure_ascii=False) + "\n"
-
-    def _as_markdown(self) -> str:
-        user, assistant = self.session.template.roles
-        paragraphs = [f"# A conversation with {self.model}"]
-        for message in self._messages():
-            paragraphs += [f"![picture](<{name}>)" for name in message.get("images", ())]
-            paragraphs.append(f"**{user if message['role'] == 'user' else assistant}:** {message['content']}")
-        return "\n\n".join(paragraphs) + "\n"
+    def _draw(self, path: Path, command: str = "") -> None:
+        """Of the last answer. Without a `command`, for --draw, it may have no boxes, and a file is replaced."""
+        answer = str(self.session.messages[-1].text) if self.session.messages else ""
+        boxes = answer_boxes(answer, *self.latest.image.size) if self.latest else []
+        if self.latest and boxes:
+            write_drawing(path, self.latest.image, boxes, command or "--draw", anew=bool(command))
+            note(f"{len(boxes)} {'box' if len(boxes) == 1 else 'boxes'} drawn to {path}")
+        elif command:
+            raise LlavaError("/draw: the last answer names no box of a picture")
+        else:
+            note(f"the answer names no box of a picture: nothing is drawn to {path}")
 
     def _tell_debug(self) -> None:
         stats = self.session.stats

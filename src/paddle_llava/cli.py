@@ -19,6 +19,7 @@ from paddle_llava import __version__
 from paddle_llava.console import complain, note, progress_bar, tolerant_streams, warnings_as_notes
 from paddle_llava.demo.cli import demo_app
 from paddle_llava.errors import LlavaError, did_you_mean
+from paddle_llava.evaluation.cli import eval_app
 
 # Newer typers carry a copy of click and older ones use click itself; the class is found by this way in both.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -38,6 +39,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Work with training data.")
 app.add_typer(data_app, name="data")
 app.add_typer(demo_app, name="demo")
+app.add_typer(eval_app, name="eval")
 
 ModelPath = Annotated[str | None, typer.Option(metavar="NAME|FOLDER", help="A published name, or a folder.")]
 ImageFiles = Annotated[
@@ -140,6 +142,9 @@ def chat_command(
     fp16: Annotated[bool, typer.Option("--fp16", help="Short for --dtype float16.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Short for --dtype bfloat16.")] = False,
     device: Device = None,
+    draw: Annotated[
+        str | None, typer.Option(metavar="OUT.png", help="Draw the boxes of an answer into a copy of its picture.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
@@ -149,6 +154,7 @@ def chat_command(
     stdout and everything else to stderr; the exit code is 2 if any question failed.
     """
     from paddle_llava.chat import Chat, is_interactive, open_picture, open_session
+    from paddle_llava.drawing import picture_path
     from paddle_llava.generation.sampling import SamplingParams
 
     if model_path is None:
@@ -166,12 +172,13 @@ def chat_command(
         seed=seed,
     )
     dtype = _one_dtype(dtype, fp16, bf16)
+    drawing = picture_path(draw, "--draw") if draw is not None else None
     pictures = [open_picture(source) for source in image_file or ()]
     session = open_session(
         model_path, params, conv_mode=conv_mode, system=system, dtype=dtype, device=device, lora_path=lora_path
     )
     interactive = is_interactive() and not prompt and not as_json
-    chat = Chat(session, pictures, model=model_path, with_roles=interactive, as_json=as_json, debug=debug)
+    chat = Chat(session, pictures, model=model_path, with_roles=interactive, as_json=as_json, debug=debug, draw=drawing)
     if interactive:
         note("/help lists the commands, /exit leaves")
         return chat.at_terminal()

@@ -19,7 +19,7 @@ DOOR = ROOT / "examples" / "llava" / "run_predict_multiround.py"
 
 
 def test_the_demo_without_a_terminal() -> None:
-    done = subprocess.run([LLAVA, "demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([LLAVA, "demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0] == "USER: 描述这张照片"
@@ -63,7 +63,7 @@ def test_the_documents_command(demo_checkpoint: Path, photo: Path) -> None:
         [*map(str, command), "--max_new_tokens", "8", "--temperature", "0"],
         input="描述这张照片\n".encode() + b"\xff\xfe\n" + "/image nowhere.jpg\n给出公交车位置的坐标\n".encode(),
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     told = done.stderr.decode().splitlines()
     assert done.returncode == 2

@@ -77,6 +77,25 @@ def test_rms_norm_with_and_without_gradient(eps: float, size: float, draw: np.ra
         assert np.abs(norm(paddle.to_tensor(x)).numpy() - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("frozen", ["nothing", "x", "weight"])
+def test_rms_norm_has_the_gradient_of_its_formula(frozen: str, draw: np.random.Generator) -> None:
+    norm = RMSNorm(24, 1e-3)
+    norm.weight.set_value(draw.standard_normal(24).astype(np.float32))
+    factors = paddle.to_tensor(draw.standard_normal((2, 5, 24)).astype(np.float32))
+    x = paddle.to_tensor(draw.standard_normal((2, 5, 24)).astype(np.float32))
+    x.stop_gradient, norm.weight.stop_gradient = frozen == "x", frozen == "weight"
+    found = []
+    for value in (norm(x), x * paddle.rsqrt((x * x).mean(-1, keepdim=True) + 1e-3) * norm.weight):
+        (value * factors).sum().backward()
+        learnt = [tensor for tensor in (x, norm.weight) if not tensor.stop_gradient]
+        found.append([tensor.grad.numpy() for tensor in learnt])
+        for tensor in learnt:
+            tensor.clear_grad()
+    assert len(found[0]) == (2 if frozen == "nothing" else 1)
+    for ours, theirs in zip(*found, strict=True):
+        assert np.abs(ours - theirs).max() < 1e-5
+
+
 @pytest.mark.parametrize(("theta", "factor"), [(10000.0, 1.0), (500.0, 1.0), (10000.0, 4.0)])
 def test_rotary_embedding(theta: float, factor: float, draw: np.random.Generator) -> None:
     config = replace(CONFIG, rope_theta=theta, rope_scaling_factor=factor)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from paddle_llava import LlavaForConditionalGeneration
 from paddle_llava.checkpoints.names import stored_names
-from paddle_llava.models.attention import attention, segmented_attention
+from paddle_llava.models.attention import TRAINING_BLOCK, attention, segmented_attention
 from paddle_llava.models.lora import add_lora
 from reference_cases import CHECKPOINTS, FIXTURES
 from training_samples import IGNORED, Rows, Sample, gradients, inputs, loss, make_sample
@@ -191,3 +191,32 @@ def test_segmented_attention_is_attention_under_a_block_mask(lengths: list[list[
     mask = paddle.to_tensor(np.where(visible, 0.0, -1e9).astype(np.float32)).unsqueeze(1)
     expected = attention(query, key, value, mask, past=0).numpy()
     assert np.abs(segmented_attention(query, key, value, lengths).numpy() - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "query", "key", "value"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_the_written_gradient_is_that_of_the_composition(heads: tuple[int, int], frozen: str) -> None:
+    """Over several blocks of queries, samples and rows; under an explicit mask Paddle differentiates by itself."""
+    lengths = [[TRAINING_BLOCK + 7, 40], [30, 2 * TRAINING_BLOCK - 113]]
+    total = sum(lengths[0])
+    lengths[1][1] = total - lengths[1][0]
+    random = np.random.default_rng(5)
+    arrays = [random.standard_normal((2, n, total, 8), dtype=np.float32) for n in (heads[0], heads[1], heads[1])]
+    weights = paddle.to_tensor(random.standard_normal(arrays[0].shape, dtype=np.float32))
+    samples = np.stack([np.repeat(np.arange(len(row)), row) for row in lengths])
+    visible = (samples[:, :, None] == samples[:, None]) & np.tri(total, dtype=bool)
+    mask = paddle.to_tensor(np.where(visible, 0.0, -1e9).astype(np.float32)).unsqueeze(1)
+    found = []
+    for written in (True, False):
+        inputs = {name: paddle.to_tensor(array) for name, array in zip(("query", "key", "value"), arrays, strict=True)}
+        for name, tensor in inputs.items():
+            tensor.stop_gradient = name == frozen
+        output = (
+            segmented_attention(*inputs.values(), lengths) if written else attention(*inputs.values(), mask, past=0)
+        )
+        (output * weights).sum().backward()
+        found.append([output.numpy(), *(tensor.grad.numpy() for name, tensor in inputs.items() if name != frozen)])
+        assert all(tensor.grad is None for name, tensor in inputs.items() if name == frozen)
+    for ours, theirs in zip(*found, strict=True):
+        assert np.abs(ours - theirs).max() < 1e-5
+    assert np.abs(found[0][-1]).max() > 0.1

@@ -1,6 +1,6 @@
 """A small training run that may be killed at any moment and goes on from its newest checkpoint.
 
-    python small_run.py times OUTPUT_DIR MODE STEPS SEED KILLS     at random moments, half of them in a save
+    python small_run.py times OUTPUT_DIR MODE SEED KILLS           at random moments, every other time in a save
     python small_run.py points OUTPUT_DIR MODE                     at every operation on files, one after another
 
 Each run is a fork of this process, which has imported everything and computed nothing. One JSON line says what is left.
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import paddle
+from standstill import stand_still
 
 from paddle_llava import LlavaForConditionalGeneration
 from paddle_llava.checkpoints.names import stored_names
@@ -54,6 +55,10 @@ MODES: dict[str, dict[str, Any]] = {
     "projector": {"freeze_include": ["*llama*", "*lm_head*"], "freeze_exclude": ["*mm_projector*"]},
 }
 FIXED = {"seed": 1}
+FILES = 6
+"""How many files a save opens, three to write and three to sync."""
+AHEAD = 4
+"""Steps that a run may be ahead of its kill."""
 
 
 class Run:
@@ -142,22 +147,29 @@ def was_killed(child: int) -> bool:
     return False
 
 
-def killed_at_times(output_dir: Path, mode: str, steps: int, seed: int, kills: int) -> dict[str, Any]:
-    """Whether a run that is killed `kills` times, at random moments or while it saves, ends as one that is not."""
+def killed_at_times(output_dir: Path, mode: str, seed: int, kills: int) -> dict[str, Any]:
+    """Whether a run that is killed `kills` times, at random moments or while it saves, ends as one that is not.
+
+    It stands still in a save that is to be killed, and otherwise some saves after the kill is due: however late the
+    kill comes, it finds what it is for, and the run not at its end.
+    """
     draw = random.Random(seed)
-    in_save = 0
+    steps, in_save = AHEAD * kills, 0
     for number in range(kills):
+        aimed = number % 2 == 1
+        file = draw.randint(FILES + 1, 2 * FILES) if aimed else (AHEAD - 1) * FILES
         newest = checkpoint_folders(output_dir)[-1:]
-        child, deadline = forked(lambda: train(output_dir, mode, steps)), time.monotonic() + 60
-        while time.monotonic() < deadline:
-            saving = any(output_dir.glob(".checkpoint-*.tmp"))
-            if saving if number % 2 else checkpoint_folders(output_dir)[-1:] != newest:  # so that runs get on
-                break
-            time.sleep(0.0005)
-        time.sleep(draw.uniform(0, 0.02))
+        child = forked(lambda file=file: (stand_still(file), train(output_dir, mode, steps)))
+        if aimed:
+            if not os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1]):
+                raise SystemExit("the run did not come to the save")
+        else:
+            while checkpoint_folders(output_dir)[-1:] == newest:  # so that runs get on
+                time.sleep(0.0005)
+            time.sleep(draw.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         if not was_killed(child):
-            raise SystemExit("the run came to its end; give it more steps")
+            raise SystemExit("the run ended by itself")
         in_save += any(output_dir.glob(".checkpoint-*.tmp"))
     unbroken = output_dir.with_name("unbroken")
     for folder in (output_dir, unbroken):

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 import pytest
-from paddle import nn
 from small_run import FIXED, MODES, Run
 
 from paddle_llava import LlavaError
@@ -25,17 +23,14 @@ from paddle_llava.training.checkpoint import (
     TrainerState,
     checkpoint_folders,
     load_checkpoint,
-    optimizer_slots,
-    save_checkpoint,
 )
-from paddle_llava.training.optimizer import trainable
 
 SMALL_RUN = Path(__file__).with_name("small_run.py")
 
 
 def small_run(*arguments: object) -> dict[str, Any]:
     command = [sys.executable, str(SMALL_RUN), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -74,9 +69,9 @@ def test_goes_on_bit_for_bit(mode: str, broken_after: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_killed_at_random_moments(mode: str, tmp_path: Path) -> None:
-    done = small_run("times", tmp_path / "output", mode, 30, 1, 8)
-    assert done == {"kills": 8, "in_save": done["in_save"], "same": True}
-    assert done["in_save"] >= 2
+    done = small_run("times", tmp_path / "output", mode, 1, 10)
+    assert done == {"kills": 10, "in_save": done["in_save"], "same": True}
+    assert done["in_save"] >= 5
 
 
 def test_killed_at_every_operation_on_files(tmp_path: Path) -> None:
@@ -225,7 +220,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path, saved: Path) -> None:
     )
     place = {"PYTHONPATH": str(SMALL_RUN.parent)}
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | place, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=os.environ | place, capture_output=True, text=True, timeout=300)
     last = done.stderr.strip().splitlines()[-1]
     assert last == f"paddle_llava.errors.LlavaError: {tmp_path}/checkpoint-4: cannot be written (File too large)"
     assert files_of(tmp_path) == before
@@ -279,6 +274,10 @@ def test_damaged_tensors(copied: Path, name: str) -> None:
         {"position": [-1]},
         {"skipped": None},
         {"best_loss": "low"},
+        {"scaler": None},
+        {"scaler": {"scale": 1.0}},
+        {"scaler": {"scale": "1", "incr_count": 0, "decr_count": 0}},
+        {"scaler": {"scale": 1.0, "incr_count": -1, "decr_count": 0}},
         {"fixed": []},
         {"more": 1},
     ],
@@ -329,47 +328,3 @@ def test_a_refused_checkpoint_of_other_settings_changes_nothing(copied: Path) ->
     with pytest.raises(LlavaError):
         load_checkpoint(copied, run.model, run.optimizer, {"seed": 2})
     assert run.digest() == before
-
-
-# --- 16 bits
-
-
-class Small(nn.Layer):
-    def __init__(self, dtype: str) -> None:
-        super().__init__()
-        self.linear = nn.Linear(3, 5)
-        self.to(dtype=dtype)
-        self.adapter = self.create_parameter([4], dtype="float32")
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_sixteen_bits_with_float32_masters(dtype: str, tmp_path: Path) -> None:
-    """The CPU has no AdamW for these: the tensors are filled by hand."""
-
-    def make() -> tuple[nn.Layer, paddle.optimizer.AdamW]:
-        model = Small(dtype)
-        schedule = paddle.optimizer.lr.LambdaDecay(0.1, lambda step: 1 / (1 + step))
-        return model, paddle.optimizer.AdamW(schedule, parameters=model.parameters(), multi_precision=True)
-
-    model, optimizer = make()
-    slots = optimizer_slots(optimizer, trainable(model))
-    kinds = {"moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc"}
-    assert {slot.split("/")[1] for slot in slots if slot.startswith("linear.weight/")} == kinds | {"master"}
-    assert {slot.split("/")[1] for slot in slots if slot.startswith("adapter/")} == kinds
-    for tensor in slots.values():
-        assert tensor.dtype == paddle.float32
-        tensor.set_value(paddle.randn(tensor.shape))
-    folder = save_checkpoint(tmp_path, model, optimizer, TrainerState(step=7))
-    other, other_optimizer = make()
-    load_checkpoint(folder, other, other_optimizer, {})
-    for name, parameter in trainable(model).items():
-        found = trainable(other)[name]
-        assert found.dtype == parameter.dtype
-        assert np.array_equal(found.numpy(), parameter.numpy())
-    for name, tensor in optimizer_slots(other_optimizer, trainable(other)).items():
-        assert np.array_equal(tensor.numpy(), slots[name].numpy()), name
-    assert other_optimizer.get_lr() == 0.1 / 8
-    narrow = Small("float32")
-    narrow_optimizer = paddle.optimizer.AdamW(optimizer._learning_rate, parameters=narrow.parameters())
-    with pytest.raises(LlavaError, match=rf"linear\.\w+ is {dtype} .* there, float32 .* in this run"):
-        load_checkpoint(folder, narrow, narrow_optimizer, {})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from paddle.autograd import PyLayer
 from paddle.distributed.fleet.utils import recompute
 from paddle.incubate.nn.functional import fused_rms_norm
 
@@ -13,6 +16,7 @@ from paddle_llava.models.attention import attention, causal_mask, segmented_atte
 from paddle_llava.models.kv_cache import KVCache
 
 Rotation = tuple[Tensor, Tensor]
+Rotations = tuple[Tensor, Tensor, Tensor, Tensor]  # of the queries, and of the keys
 Lengths = list[list[int]]
 
 
@@ -25,9 +29,34 @@ class RMSNorm(nn.Layer):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not paddle.is_grad_enabled():  # the fused kernel has no gradient on the CPU
             return fused_rms_norm(hidden_states, self.weight, None, self.eps, hidden_states.ndim - 1)[0]
+        if hidden_states.dtype == paddle.float32:
+            return _RMSNorm.apply(hidden_states, self.weight, self.eps)
         x = hidden_states.astype("float32")
         x = x * paddle.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return x.astype(hidden_states.dtype) * self.weight
+
+
+class _RMSNorm(PyLayer):
+    """x / rms(x) * weight in float32, with the gradient written out: a fifth of the time of what it is composed of."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = paddle.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        normed = x * inverse
+        ctx.save_for_backward(normed, inverse, weight)
+        ctx.wanted = [not x.stop_gradient, not weight.stop_gradient]
+        return normed * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        normed, inverse, weight = ctx.saved_tensor()
+        for_x, for_weight = ctx.wanted
+        product = gradient * normed
+        weight_gradient = product.flatten(0, -2).sum(0) if for_weight else None
+        if not for_x:
+            return None, weight_gradient
+        mean = paddle.matmul(product, weight).unsqueeze(-1) / weight.shape[0]
+        return (gradient * weight).subtract_(normed * mean).multiply_(inverse), weight_gradient
 
 
 def rotary_embedding(config: TextConfig, position_ids: Tensor, dtype: paddle.dtype) -> Rotation:
@@ -37,6 +66,16 @@ def rotary_embedding(config: TextConfig, position_ids: Tensor, dtype: paddle.dty
     angles = position_ids.astype("float32").unsqueeze(-1) / config.rope_scaling_factor * frequencies
     angles = paddle.concat([angles, angles], axis=-1).unsqueeze(1)
     return angles.cos().astype(dtype), angles.sin().astype(dtype)
+
+
+def for_all_heads(rotation: Rotation, config: TextConfig) -> Rotations:
+    """`rotation` at the size of queries and of keys, made once for all layers: broadcasting in each would take longer
+    than rotating, and more so on the way back."""
+    cos, sin = (x.tile([1, config.num_attention_heads, 1, 1]) for x in rotation)
+    if config.num_key_value_heads == config.num_attention_heads:
+        return cos, sin, cos, sin
+    key_cos, key_sin = (x.tile([1, config.num_key_value_heads, 1, 1]) for x in rotation)
+    return cos, sin, key_cos, key_sin
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
@@ -64,7 +103,7 @@ class LlamaAttention(nn.Layer):
     def forward(
         self,
         hidden_states: Tensor,
-        rotation: Rotation,
+        rotations: Rotations,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
         lengths: Lengths | None = None,
@@ -74,7 +113,7 @@ class LlamaAttention(nn.Layer):
             projection(hidden_states).reshape([batch, length, -1, self.head_dim]).transpose([0, 2, 1, 3])
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        query, key = rotate(query, rotation), rotate(key, rotation)
+        query, key = rotate(query, rotations[:2]), rotate(key, rotations[2:])
         past = 0 if cache is None else cache.length
         if cache is not None:
             cached = cache.append(self.layer, key, value)
@@ -96,7 +135,7 @@ class LlamaMLP(nn.Layer):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias_attr=bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        return self.down_proj(F.swiglu(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
 
 
 class LlamaLayer(nn.Layer):
@@ -110,12 +149,12 @@ class LlamaLayer(nn.Layer):
     def forward(
         self,
         hidden_states: Tensor,
-        rotation: Rotation,
+        rotations: Rotations,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
         lengths: Lengths | None = None,
     ) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(hidden_states), rotation, mask, cache, lengths)
+        attended = self.self_attn(self.input_layernorm(hidden_states), rotations, mask, cache, lengths)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
@@ -154,13 +193,13 @@ class LlamaDecoder(nn.Layer):
                 unused = paddle.ones([valid.shape[0], keys - valid.shape[1]], dtype="bool")  # hidden causally
                 valid = paddle.concat([valid, unused], axis=1)
             mask = causal_mask(length, keys, past, valid)
-        rotation = rotary_embedding(self.config, position_ids, inputs_embeds.dtype)
+        rotations = for_all_heads(rotary_embedding(self.config, position_ids, inputs_embeds.dtype), self.config)
         hidden_states = inputs_embeds
         for layer in self.layers:
             if self.recompute and self.training:
-                hidden_states = recompute(layer, hidden_states, rotation, mask, None, lengths)
+                hidden_states = recompute(layer, hidden_states, rotations, mask, None, lengths)
             else:
-                hidden_states = layer(hidden_states, rotation, mask, cache, lengths)
+                hidden_states = layer(hidden_states, rotations, mask, cache, lengths)
         if cache is not None:
             cache.advance(length)
         return self.norm(hidden_states)

@@ -15,7 +15,7 @@ from paddle_llava.errors import LlavaError
 
 Box = tuple[float, float, float, float]
 
-_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)%?")
 _COMMAS = {"", ",", ";", "，", "、"}
 _CORNERS = {")(", "),(", ")，("}
 _OPENINGS = ("[", "(", "<box>", "|>")
@@ -60,9 +60,9 @@ def find_boxes(text: str) -> list[Box]:
     """The boxes that `text` names, as fractions, in their order.
 
     Known ways: four numbers `0.23, 0.33, 0.79, 0.78`, bare or in any brackets or tags; two corners
-    `(0.23, 0.33), (0.79, 0.78)`; and, in brackets or tags only, whole numbers in thousandths
-    `<box>(230,330),(790,780)</box>`. Numbers beyond that (pixels) and boxes whose corners are swapped are not
-    boxes; a list of numbers that is no multiple of four holds none.
+    `(0.23, 0.33), (0.79, 0.78)`; and, in brackets or tags only, percents `[23%, 33%, 79%, 78%]` and whole numbers in
+    thousandths `<box>(230,330),(790,780)</box>`. Numbers beyond that (pixels) and boxes whose corners are swapped are
+    not boxes; a list of numbers that is no multiple of four holds none.
     """
     found = []
     for opening, numbers in _number_lists(text):
@@ -71,6 +71,17 @@ def find_boxes(text: str) -> list[Box]:
             quads = (numbers[start : start + 4] for start in range(0, len(numbers), 4))
             found += [box for quad in quads if (box := _as_box(quad, bracketed))]
     return found
+
+
+def answer_boxes(text: str, width: int, height: int) -> list[Box]:
+    """The boxes that an answer names, in pixels of the `width` x `height` picture that it is about.
+
+    Answers of every LLaVA speak of the square-padded frame, whichever way its pictures are cut into tiles: the training
+    data has no other. What reaches into the padding is cut off, and a box that is there altogether is left out.
+    """
+    pixels = (from_padded_frame(box, width, height) for box in find_boxes(text))
+    cut = ((max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)) for x1, y1, x2, y2 in pixels)
+    return [box for box in cut if box[0] <= box[2] and box[1] <= box[3]]
 
 
 def _number_lists(text: str) -> list[tuple[str, list[str]]]:
@@ -90,12 +101,13 @@ def _number_lists(text: str) -> list[tuple[str, list[str]]]:
 
 
 def _as_box(quad: list[str], bracketed: bool) -> Box | None:
-    x1, y1, x2, y2 = (float(value) for value in quad)
+    in_percent = {value.endswith("%") for value in quad}
     whole = not any("." in value for value in quad)
-    if whole and not bracketed:
+    if len(in_percent) > 1 or ((whole or True in in_percent) and not bracketed):
         return None  # "between 2, 3, 4 and 5" is no box
-    if whole and 1 < max(x1, y1, x2, y2) <= 1000:
-        x1, y1, x2, y2 = x1 / 1000, y1 / 1000, x2 / 1000, y2 / 1000
+    x1, y1, x2, y2 = (float(value.rstrip("%")) for value in quad)
+    unit = 100 if True in in_percent else 1000 if whole and 1 < max(x1, y1, x2, y2) <= 1000 else 1
+    x1, y1, x2, y2 = x1 / unit, y1 / unit, x2 / unit, y2 / unit
     return (x1, y1, x2, y2) if 0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1 else None
 
 

@@ -22,6 +22,7 @@ from paddle import nn
 from paddle_llava.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
 from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import read_json, write_json
+from paddle_llava.training.loss_scale import is_scaler_state
 from paddle_llava.training.optimizer import trainable
 
 PARAMETERS, OPTIMIZER, STATE = "trainable.safetensors", "optimizer.safetensors", "trainer_state.json"
@@ -29,12 +30,14 @@ PARAMETERS, OPTIMIZER, STATE = "trainable.safetensors", "optimizer.safetensors",
 
 @dataclass
 class TrainerState:
-    """Where a run stands: optimizer steps done, the place in the data, and what must not change on resuming."""
+    """Where a run stands: optimizer steps done, the place in the data, the state of fp16's loss `scaler` as
+    `scaler_state` gives it, and what must not change on resuming."""
 
     step: int = 0
     position: list[int] = field(default_factory=list)
     skipped: int = 0
     best_loss: float | None = None
+    scaler: dict[str, float] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
 
 
@@ -160,6 +163,7 @@ def _read_state(path: Path) -> TrainerState:
         whole = [state.step, state.skipped, *state.position]
         valid = all(type(number) is int and number >= 0 for number in whole)
         valid &= isinstance(state.fixed, dict) and isinstance(state.best_loss, (float, int, type(None)))
+        valid &= is_scaler_state(state.scaler)
     except TypeError:
         valid = False
     if not valid:

@@ -36,6 +36,13 @@ class TrainingConfig:
     dataset: dict[str, list[dict[str, Any]]]
     output_dir: str
 
+    vision_tower: str | None = None
+    pretrain_mm_mlp_adapter: str | None = None
+    mm_projector_type: str | None = None
+    mm_vision_select_layer: int | None = None
+    mm_vision_select_feature: str | None = None
+    image_aspect_ratio: str | None = None
+
     freeze_include: list[str] = field(default_factory=list)
     freeze_exclude: list[str] = field(default_factory=list)
     vision_tower_lr: float | None = None
@@ -163,6 +170,9 @@ _BOUNDS: list[tuple[str, Callable[[Any], bool], str]] = [
     ("warmup_ratio", lambda share: 0 <= share <= 1, "between 0 and 1"),
     ("lora_dropout adam_beta1 adam_beta2", lambda share: 0 <= share < 1, "at least 0 and less than 1"),
     ("sharding_parallel_degree tensor_parallel_degree", lambda n: n > 0 or n == -1, "greater than 0, or -1 for any"),
+    ("mm_projector_type", {"mlp2x_gelu"}.__contains__, "mlp2x_gelu"),
+    ("mm_vision_select_feature", {"patch", "cls_patch"}.__contains__, "patch or cls_patch"),
+    ("image_aspect_ratio", {"square", "pad", "anyres"}.__contains__, "square, pad or anyres"),
     ("report_to", _REPORTS.issuperset, f"among {', '.join(sorted(_REPORTS))}"),
 ]
 

@@ -24,20 +24,64 @@ _LONGEST_MESSAGE = 2048
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, and this one's place among them."""
+    """The processes of a run, and this one's place among them.
+
+    `tensor_parallel` neighbours hold one replica of the model together and see the same batches; the replicas share
+    the batches out.
+    """
 
     rank: int = 0
     size: int = 1
+    tensor_parallel: int = 1
+    peers: dist.collective.Group | None = None
+    """The processes with the same part of the model in all replicas; None where that is all processes."""
 
     @classmethod
-    def join(cls) -> World:
-        """Join the processes that `paddle.distributed.launch` started; alone without it."""
-        if dist.get_world_size() > 1 and not dist.is_initialized():
+    def join(cls, tensor_parallel: int = 1) -> World:
+        """Join the processes that `paddle.distributed.launch` started; alone without it.
+
+        Raises `LlavaError` when they cannot be divided into replicas of `tensor_parallel`.
+        """
+        size = dist.get_world_size()
+        if size % tensor_parallel:
+            raise LlavaError(
+                f"tensor_parallel_degree is {tensor_parallel}, but this run has {size} processes; start a multiple of "
+                f"{tensor_parallel} with paddle.distributed.launch, or leave it out"
+            )
+        if size == 1:
+            return cls()
+        if not dist.is_initialized():
             dist.init_parallel_env()
-        return cls(dist.get_rank(), dist.get_world_size())
+        rank, peers = dist.get_rank(), None
+        if tensor_parallel > 1:
+            groups = [dist.new_group(list(range(part, size, tensor_parallel))) for part in range(tensor_parallel)]
+            peers = groups[rank % tensor_parallel]
+        return cls(rank, size, tensor_parallel, peers)
+
+    @property
+    def replica(self) -> int:
+        """Which replica of the model this process belongs to."""
+        return self.rank // self.tensor_parallel
+
+    @property
+    def replicas(self) -> int:
+        return self.size // self.tensor_parallel
+
+    @property
+    def neighbours(self) -> list[int]:
+        """The ranks of this process's replica."""
+        first = self.replica * self.tensor_parallel
+        return list(range(first, first + self.tensor_parallel))
 
     def sum(self, *values: float) -> list[float]:
-        """The sum of each of `values` over all processes, in float64."""
+        """The sum of each of `values` over all replicas, in float64; the processes of one must hold the same."""
+        return [value / self.tensor_parallel for value in self._sum_all(*values)]
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so in any process that this one computes with."""
+        return here if self.tensor_parallel == 1 else self._sum_all(float(here))[0] > 0
+
+    def _sum_all(self, *values: float) -> list[float]:
         if self.size == 1:
             return list(values)
         tensor = paddle.to_tensor(list(map(float, values)), dtype="float64")
@@ -53,19 +97,19 @@ class World:
             if self.size == 1:
                 raise
             error = found
-        failed = np.flatnonzero(self.sum(*(float(bool(error) and rank == self.rank) for rank in range(self.size))))
+        failed = np.flatnonzero(self._sum_all(*(float(bool(error) and rank == self.rank) for rank in range(self.size))))
         if len(failed):
             raise LlavaError(self._message(str(error), int(failed[0])))
         return result  # type: ignore[return-value]
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Sum the gradients over all processes.
+        """Sum the gradients over all replicas.
 
         A parameter that no sample of this process reached (no pictures in its batches) counts as zeros, so that all
         processes sum the same tensors and none waits for ever. One that was reached nowhere stays without a gradient:
         zeros would let the optimizer's momentum move it, which one process would not.
         """
-        if self.size == 1:
+        if self.replicas == 1:
             return
         reached = self.sum(*(float(parameter.grad is not None) for parameter in parameters))
         for parameter, anywhere in zip(parameters, reached, strict=True):
@@ -73,17 +117,23 @@ class World:
                 continue
             if parameter.grad is None:
                 parameter.grad = paddle.zeros_like(parameter)
-            _exchange(dist.all_reduce, parameter.grad)
+            _exchange(dist.all_reduce, here(parameter.grad), group=self.peers)
+
+    def broadcast(self, tensor: Tensor, replica: int) -> None:
+        """Let all replicas hold what the one numbered `replica` holds."""
+        if self.replicas > 1:
+            source = replica * self.tensor_parallel + self.rank % self.tensor_parallel
+            _exchange(dist.broadcast, here(tensor), source, group=self.peers)
 
     def _message(self, text: str, source: int) -> str:
         """The `text` of the process `source`."""
         own = text.encode()[:_LONGEST_MESSAGE] if self.rank == source else b""
         padded = np.frombuffer(own.ljust(_LONGEST_MESSAGE, b"\0"), np.uint8)
-        return bytes(map(int, self.sum(*padded))).rstrip(b"\0").decode(errors="ignore")
+        return bytes(map(int, self._sum_all(*padded))).rstrip(b"\0").decode(errors="ignore")
 
 
 class ShardedOptimizer:
-    """ZeRO stage 1 (Rajbhandari et al. 2020, arXiv:1910.02054): each process keeps the optimizer's state for its share
+    """ZeRO stage 1 (Rajbhandari et al. 2020, arXiv:1910.02054): each replica keeps the optimizer's state for its share
     of the parameters, updates these, and sends them to the others. A step is that of the whole optimizer, bit for bit.
     """
 
@@ -91,7 +141,7 @@ class ShardedOptimizer:
         self.optimizer = optimizer
         self.parameters = parameters
         self.world = world
-        loads = [0] * world.size
+        loads = [0] * world.replicas
         self.owners: dict[str, int] = {}
         for name in sorted(parameters, key=lambda name: -int(parameters[name].size)):
             self.owners[name] = owner = loads.index(min(loads))
@@ -109,15 +159,15 @@ class ShardedOptimizer:
             self.parameters[name].clear_gradient(set_to_zero=False)
         self.optimizer.step()
         for name, parameter in self.parameters.items():
-            _exchange(dist.broadcast, parameter, self.owners[name])
+            self.world.broadcast(parameter, self.owners[name])
 
     def gather(self) -> None:
-        """Let every process hold the whole state, for a checkpoint; `drop_others` ends it."""
+        """Let every replica hold the whole state, for a checkpoint; `drop_others` ends it."""
         for key, slot in optimizer_slots(self.optimizer, self.parameters).items():
-            _exchange(dist.broadcast, slot, self.owners[key.rpartition("/")[0]])
+            self.world.broadcast(slot, self.owners[key.rpartition("/")[0]])
 
     def drop_others(self) -> None:
-        """Free the state of the parameters that other processes update."""
+        """Free the state of the parameters that other replicas update."""
         for name in self._others():
             parameter = self.parameters[name]
             master = self.optimizer._master_weights.pop(parameter.name, None)
@@ -127,12 +177,17 @@ class ShardedOptimizer:
             self.optimizer._already_create_accumulator.discard(parameter.name)
 
     def _others(self) -> list[str]:
-        return [name for name, owner in self.owners.items() if owner != self.world.rank]
+        return [name for name, owner in self.owners.items() if owner != self.world.replica]
 
 
-def _exchange(operation: Callable[..., object], *arguments: Any) -> None:
+def here(tensor: Tensor) -> Tensor:
+    """What this process holds of `tensor`, which may be split over several; the memory is the same."""
+    return tensor._local_value() if tensor.is_dist() else tensor
+
+
+def _exchange(operation: Callable[..., object], *arguments: Any, **settings: Any) -> None:
     try:
-        operation(*arguments)
+        operation(*arguments, **settings)
     except (RuntimeError, OSError, ValueError):
         raise LlavaError(
             "another process of this run has ended or cannot be reached; its own log says why "

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from paddle_llava import hub
 from paddle_llava.console import importing_paddle, progress_bar
 from paddle_llava.device import compute_dtype, select_device
 from paddle_llava.errors import LlavaError
-from paddle_llava.pretrained import find_pretrained
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.template_choice import template_for
+from paddle_llava.training.assembly import find_assembly
 from paddle_llava.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def start(
     """Train as the JSON file at `path` says, with `overrides` of its keys; returns the folder of the result.
 
     The stages differ in their template: `pretrain` tells captions in `plain`, `finetune` conversations in the
-    checkpoint's own template, unless `conv_mode` names one. `say` is told what a person should know (default: on
+    checkpoint's own template, unless `conv_mode` names one. Either may start from a text model and a vision tower that
+    have never met (`paddle_llava.training.assembly`). `say` is told what a person should know (default: on
     stderr). Paddle is imported only once the settings are read, for some devices want theirs to come before. Raises
     `LlavaError`.
     """
@@ -43,7 +45,7 @@ def start(
         from paddle_llava.training.parallel import World
         from paddle_llava.training.recipe import train
     say = say or tell
-    world = World.join()
+    world = World.join(max(config.tensor_parallel_degree, 1))
     if world.rank:
         say = _silent
     for note in notes:
@@ -53,19 +55,24 @@ def start(
     dtype, notice = compute_dtype(asked)
     if notice:
         say(notice)
-    pretrained = find_pretrained(config.model_name_or_path)
-    conv_mode = config.conv_mode or ("plain" if stage == "pretrain" else None)
-    template, guessed = template_for(pretrained.raw, conv_mode, pretrained.folder.name)
-    if guessed:
-        say(guessed)
     # O1 keeps float32 parameters and casts for each product; a frozen base under LoRA needs no such care.
     held = dtype if config.lora or config.fp16_opt_level == "O2" else "float32"
-    processor = LlavaProcessor.from_pretrained(pretrained.folder)
+    folder = hub.local_folder(config.model_name_or_path, text_only=True)
+    assembly = find_assembly(config, folder)
+    conv_mode = config.conv_mode or ("plain" if stage == "pretrain" else None)
+    if assembly is not None:
+        say(assembly.said())
+        processor = assembly.processor(template_for(assembly.raw, conv_mode)[0])
+    else:
+        processor = LlavaProcessor.from_pretrained(folder, conv_mode=conv_mode)
     with progress_bar("loading the model") as bar:
-        model = LlavaForConditionalGeneration.from_pretrained(
-            pretrained.folder, dtype=held, lora_path=None if config.lora else config.lora_path, progress=progress or bar
-        )
-    return train(config, model, processor, template, dtype=dtype, world=world, say=say)
+        if assembly is not None:
+            model = assembly.load(held, progress or bar)
+        else:
+            model = LlavaForConditionalGeneration.from_pretrained(
+                folder, dtype=held, lora_path=None if config.lora else config.lora_path, progress=progress or bar
+            )
+    return train(config, model, processor, processor.template, dtype=dtype, world=world, say=say)
 
 
 def _silent(_: str) -> None:
@@ -73,11 +80,6 @@ def _silent(_: str) -> None:
 
 
 def _check_supported(config: TrainingConfig, device: str, world: World) -> None:
-    if config.tensor_parallel_degree > 1:
-        raise LlavaError(
-            "tensor_parallel_degree: splitting layers over processes is not supported; leave it out to train data "
-            'parallel, with "sharding": "stage1" to split the optimizer\'s state'
-        )
     if config.sharding in ("stage2", "stage3"):
         where = "cannot run on a CPU" if device == "cpu" else "is not supported"
         raise LlavaError(

@@ -13,9 +13,12 @@ import paddle
 from paddle_llava.data.loader import Batches
 from paddle_llava.errors import LlavaError
 from paddle_llava.models.llava import LlavaNetwork
+from paddle_llava.training.allocator import keep_freed_memory
 from paddle_llava.training.config import TrainingConfig
+from paddle_llava.training.loss_scale import loss_scaler
 from paddle_llava.training.optimizer import trainable
 from paddle_llava.training.parallel import ShardedOptimizer, World
+from paddle_llava.training.tensor_parallel import allow_split, global_norm
 
 Batch = Mapping[str, Any]
 Say = Callable[[str], object]
@@ -46,9 +49,14 @@ class Stepper:
         self.config, self.model, self.optimizer = config, model, optimizer
         self.dtype, self.world, self.say = dtype, world, say
         self.parameters = trainable(model)
-        self.scaler = paddle.amp.GradScaler(enable=dtype == "float16", init_loss_scaling=2.0**15)
-        shards = bool(config.sharding) and world.size > 1
+        keep_freed_memory()
+        self.scaler = loss_scaler(dtype)
+        # The norm is known here already: the optimizer would find it again and clip in a copy.
+        optimizer._grad_clip = None
+        shards = bool(config.sharding) and world.replicas > 1
         self.sharded = ShardedOptimizer(optimizer, self.parameters, world) if shards else None
+        if world.tensor_parallel > 1:
+            allow_split(optimizer)
 
     def step(self, step: int, stream: Iterator[Batch], stop_requested: Callable[[], bool]) -> Learnt | None:
         """Take step number `step` (from 1); None when a stop was requested in it, which leaves all as it was before.
@@ -57,13 +65,13 @@ class Stepper:
         when the weights are no longer numbers.
         """
         config, world = self.config, self.world
-        paddle.seed(_step_seed(config.seed, step - 1, world.rank))
+        paddle.seed(_step_seed(config.seed, step - 1, world.replica))
         accumulated = config.gradient_accumulation_steps
         micro_batches = world.together(lambda: [next(stream) for _ in range(accumulated)])
         (targets,) = world.sum(sum(batch["num_targets"] for batch in micro_batches))
         loss, lost, stopping = 0.0, list[Batch](), False
         for batch in micro_batches:
-            stopping = stopping or stop_requested()
+            stopping = stopping or world.any(stop_requested())
             if stopping:
                 break
             with _autocast(self.dtype, config.fp16_opt_level):
@@ -99,10 +107,10 @@ class Stepper:
         if lost_targets < targets and gradients:
             share = (targets - lost_targets) / targets
             if share < 1:
-                with paddle.no_grad():
-                    for gradient in gradients:
-                        gradient.scale_(1 / share)
+                _scale(gradients, 1 / share)
             norm = _norm(gradients) / float(self.scaler._scale if self.scaler.is_enable() else 1)
+            if math.isfinite(norm) and 0 < self.config.max_grad_norm < norm:
+                _scale(gradients, self.config.max_grad_norm / norm)
             # The scaler drops a step whose gradients overflow, and lowers its scale.
             if math.isfinite(norm) or self.scaler.is_enable():
                 if self.sharded is not None:
@@ -155,7 +163,7 @@ def evaluate(
         loss, targets = 0.0, 0
         with closing(iter(batches)) as stream:
             for number, batch in enumerate(stream):
-                if number % world.size != world.rank:
+                if number % world.replicas != world.replica:
                     continue
                 with _autocast(dtype, config.fp16_opt_level):
                     loss += float(_loss(model, batch))
@@ -189,16 +197,25 @@ def _lengths(segment_ids: np.ndarray) -> list[list[int]]:
 
 
 def _norm(gradients: Sequence[paddle.Tensor]) -> float:
-    squares = [paddle.square(gradient.astype("float32")).sum() for gradient in gradients]
-    return math.sqrt(float(paddle.add_n(squares)))
+    """Of all `gradients` together, in one pass over each where none is split over processes."""
+    if any(gradient.is_dist() for gradient in gradients):
+        return global_norm(gradients)
+    flat = (gradient.astype("float32").flatten() for gradient in gradients)
+    return math.sqrt(float(paddle.add_n([paddle.dot(values, values) for values in flat])))
+
+
+@paddle.no_grad()
+def _scale(gradients: Sequence[paddle.Tensor], factor: float) -> None:
+    for gradient in gradients:
+        gradient.scale_(factor)
 
 
 def _autocast(dtype: str, level: str) -> AbstractContextManager[Any]:
     return nullcontext() if dtype == "float32" else paddle.amp.auto_cast(dtype=dtype, level=level)
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 1_009 + rank
+def _step_seed(seed: int, step: int, replica: int) -> int:
+    return (seed * 1_000_003 + step) * 1_009 + replica
 
 
 def _records(batch: Batch) -> str:

@@ -1,0 +1,78 @@
+"""What a run starts from: the parts of the model that learn, the batches, and how many steps there are."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import paddle
+
+from paddle_llava.checkpoints.names import stored_names
+from paddle_llava.data.batches import BatchSettings
+from paddle_llava.data.loader import Batches
+from paddle_llava.data.mixture import Mixture
+from paddle_llava.errors import LlavaError
+from paddle_llava.llava import LlavaForConditionalGeneration
+from paddle_llava.models.lora import add_lora
+from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.processing.templates import Template
+from paddle_llava.training.config import TrainingConfig
+from paddle_llava.training.optimizer import select_trainable
+from paddle_llava.training.parallel import World
+from paddle_llava.training.result import take_adapter
+
+Split = Literal["train", "eval"]
+
+
+def prepare(model: LlavaForConditionalGeneration, config: TrainingConfig) -> None:
+    """Make `model` ready to learn what `config` says. Raises `LlavaError` for what cannot go together."""
+    if config.load_best_model_at_end and config.evaluation_strategy == "no":
+        raise LlavaError("load_best_model_at_end needs an evaluation_strategy, steps or epoch, to know the best")
+    paddle.seed(config.seed)
+    if config.lora:
+        names = stored_names(model.config, "paddle")
+        add_lora(model, names, config.lora_target_modules, config.lora_rank, config.lora_alpha, config.lora_dropout)
+    select_trainable(model, model.config, config)
+    if config.lora and config.lora_path:
+        take_adapter(model, config, Path(config.lora_path).expanduser())
+    model.language_model.recompute = config.recompute
+    model.train()
+
+
+def evaluates(config: TrainingConfig) -> bool:
+    """Whether the run looks at the data of `eval`."""
+    return config.do_eval or config.evaluation_strategy != "no"
+
+
+def make_batches(
+    split: Split, config: TrainingConfig, processor: LlavaProcessor, template: Template, world: World
+) -> Batches:
+    """This process's batches of `split`: without end to train on, once through to evaluate."""
+    training = split == "train"
+    settings = BatchSettings(
+        batch_size=config.per_device_train_batch_size if training else config.per_device_eval_batch_size,
+        max_length=config.max_length,
+        seed=config.seed,
+        packing=config.mixtoken,
+        group_by_modality_length=config.group_by_modality_length,
+        shuffle=training,
+        on_bad_sample=config.on_bad_sample,
+    )
+    return Batches(
+        Mixture.from_entries(config.dataset.get(split), template, where=f"dataset.{split}"),
+        processor,
+        settings,
+        epochs=None if training else 1,
+        # Each replica sees all of the evaluation's batches and takes its own: none is left out for being odd.
+        rank=world.replica if training else 0,
+        world_size=world.replicas if training else 1,
+        workers=config.dataloader_num_workers,
+    )
+
+
+def total_steps(config: TrainingConfig, batches: Batches) -> int:
+    """Optimizer steps; the last one of a last epoch that does not fill it begins the next epoch."""
+    if config.max_steps > 0:
+        return config.max_steps
+    return max(1, math.ceil(config.num_train_epochs * batches.len_estimate() / config.gradient_accumulation_steps))

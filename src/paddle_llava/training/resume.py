@@ -1,0 +1,101 @@
+"""How a run saves itself and goes on: what of it is in a checkpoint, and which one it takes up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from paddle_llava.checkpoints.adapter import write_adapter
+from paddle_llava.llava import LlavaForConditionalGeneration
+from paddle_llava.training.checkpoint import (
+    TrainerState,
+    checkpoint_folders,
+    load_checkpoint,
+    save_checkpoint,
+)
+from paddle_llava.training.config import TrainingConfig
+from paddle_llava.training.loss_scale import restore_scaler, scaler_state
+from paddle_llava.training.result import BEST, adapter_of, clear_result, finished_steps
+from paddle_llava.training.step import Say, Stepper
+from paddle_llava.training.tensor_parallel import whole
+
+
+def is_finished(config: TrainingConfig, total: int, say: Say) -> bool:
+    """Whether all `total` steps were done in an earlier run, whose result is to be left as it is."""
+    output_dir = Path(config.output_dir).expanduser()
+    done = finished_steps(output_dir)
+    if config.overwrite_output_dir or config.resume_from_checkpoint is not None or done < total:
+        return False
+    say(
+        f"{output_dir}: finished already, after {done} steps, and left as it is; overwrite_output_dir trains "
+        "anew, more num_train_epochs or max_steps go on"
+    )
+    return True
+
+
+def resume(stepper: Stepper) -> TrainerState:
+    """Put the checkpoint to go on from, if there is one, into the run; returns where it stands.
+
+    That is `resume_from_checkpoint`, else the newest of an `output_dir` that is not to be overwritten. What an earlier
+    run left there as its result is no longer one. Raises `LlavaError` when the checkpoint does not fit.
+    """
+    config, first = stepper.config, stepper.world.rank == 0
+    output_dir = Path(config.output_dir).expanduser()
+    given, anew = config.resume_from_checkpoint, config.overwrite_output_dir
+    found = [Path(given).expanduser()] if given is not None else [] if anew else checkpoint_folders(output_dir)
+    state = load(stepper, found[-1]) if found else TrainerState(fixed=_fixed(config))
+    removed = clear_result(output_dir, checkpoints=anew and given is None) if first else 0
+    if removed:
+        stepper.say(f"overwrite_output_dir: removed {removed} checkpoints of an earlier run")
+    if found:
+        stepper.say(f"going on from {found[-1]}, after step {state.step}")
+    return state
+
+
+def load(stepper: Stepper, folder: Path) -> TrainerState:
+    """Put the checkpoint in `folder` into the run; returns where it stood. Raises `LlavaError` when it does not fit."""
+    state = load_checkpoint(folder, stepper.model, stepper.optimizer, _fixed(stepper.config))
+    restore_scaler(stepper.scaler, state.scaler)
+    if stepper.sharded is not None:
+        stepper.sharded.drop_others()
+    return state
+
+
+def save(
+    folder: Path, model: LlavaForConditionalGeneration, stepper: Stepper, state: TrainerState, *, keep: int | None
+) -> None:
+    """Write `folder/checkpoint-STEP` from the first process; all hold the same parameters.
+
+    With LoRA it holds the adapter as well, usable by itself. Raises `LlavaError` in all processes when it cannot.
+    """
+    config, world, sharded = stepper.config, stepper.world, stepper.sharded
+    state.scaler = scaler_state(stepper.scaler)
+    if sharded is not None:
+        sharded.gather()
+
+    def adapter(to: Path) -> None:
+        write_adapter(to, adapter_of(model, config), model.config)
+
+    def write() -> None:
+        if world.rank == 0:
+            also = adapter if config.lora else None
+            save_checkpoint(folder, model, stepper.optimizer, state, keep=keep, also=also)
+
+    with whole(model, stepper.optimizer, world):
+        world.together(write)
+    if sharded is not None:
+        sharded.drop_others()
+
+
+def put_best_back(stepper: Stepper, best_loss: float | None) -> None:
+    """Load the weights that evaluated best, if the run has kept any."""
+    best = checkpoint_folders(Path(stepper.config.output_dir).expanduser() / BEST)
+    if best:
+        step = load(stepper, best[-1]).step
+        stepper.say(f"the best model, of step {step}, is put back: eval loss {best_loss:.4f}")
+
+
+def _fixed(config: TrainingConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share for its steps to be those of an unbroken one."""
+    keys = ("seed", "max_length", "mixtoken", "group_by_modality_length", "per_device_train_batch_size", "lora")
+    return {key: getattr(config, key) for key in (*keys, "gradient_accumulation_steps", "lora_rank")}
