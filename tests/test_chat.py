@@ -16,7 +16,6 @@ from paddle_llava.chat import Chat, Picture, decode_rate, open_picture, open_ses
 from paddle_llava.errors import LlavaError
 from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.generation.session import TurnStats
-from paddle_llava.processing.boxes import answer_boxes
 from scripted_engine import scripted_session
 from terminal import BACKSPACE, CTRL_C, CTRL_D, LEFT, TAB, UP, Terminal
 
@@ -133,7 +132,7 @@ def test_a_long_data_uri_has_a_short_name(photo: Path) -> None:
 # --- boxes ----------------------------------------------------------------------------------------
 
 BOX = "The boat is at [0.25, 0.25, 0.75, 0.50]."
-DRAWN = [[160.0, 53.5, 480.0, 213.5]]  # of the square-padded 640x427, 106 pixels of padding above
+DRAWN = [[160.0, 54.0, 480.0, 214.0]]  # of the square-padded 640x427, 106 pixels of padding above
 
 
 def strokes(path: Path) -> tuple[int, int, int, int]:
@@ -193,22 +192,22 @@ def test_the_draw_flag_draws_each_answer_that_has_boxes(
 
 
 def test_boxes_as_json_are_in_pixels_of_their_picture(
-    demo_checkpoint: Path, photo: Path, flower: Picture, tmp_path: Path, capsys
+    demo_checkpoint: Path, photo: Path, tmp_path: Path, capsys
 ) -> None:
+    PIL.Image.new("RGB", (100, 200)).save(tmp_path / "tall.png")
     session = scripted_session(demo_checkpoint, [BOX, BOX, "none", BOX])
     chat = Chat(session, as_json=True)
     chat.answer(["without a picture?"])
     chat.take(f"/image {photo}")
     chat.answer(["where?", "what?"])
-    chat.take(f"/image {flower.name}")
+    chat.take(f"/image {tmp_path}/tall.png")
     chat.answer(["here?"])
     lines = [json.loads(line).get("boxes") for line in answers_of(capsys)]
-    other = [[round(value, 1) for value in answer_boxes(BOX, *flower.image.size)[0]]]
-    assert lines == [None, DRAWN, None, other]
-    assert other != DRAWN or flower.image.size == (640, 427)
+    tall = [[0.0, 50.0, 100.0, 100.0]]  # 50 pixels of padding on either side
+    assert lines == [None, DRAWN, None, tall]
     assert chat.take(f"/save {tmp_path}/talk.json")
     saved = json.loads((tmp_path / "talk.json").read_text())["messages"]
-    assert [message.get("boxes") for message in saved] == [None, None, None, DRAWN, None, None, None, other]
+    assert [message.get("boxes") for message in saved] == [None, None, None, DRAWN, None, None, None, tall]
 
 
 # --- saving ---------------------------------------------------------------------------------------

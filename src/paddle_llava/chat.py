@@ -177,7 +177,8 @@ class Chat:
                 for piece in stream:
                     answer += piece
                     if not self.as_json:
-                        print(_harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+                        safe = CONTROLS.sub("\N{REPLACEMENT CHARACTER}", piece) if sys.stdout.isatty() else piece
+                        print(safe, end="", flush=True)
         except BaseException:
             if label or (answer and not self.as_json):
                 print(flush=True)
@@ -269,10 +270,6 @@ def is_interactive() -> bool:
 
 def _is_command(line: str) -> bool:
     return line.startswith("/") and not line.startswith("//")
-
-
-def _harmless(text: str) -> str:
-    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 @contextmanager

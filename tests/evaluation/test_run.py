@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 import pytest
 
 from paddle_llava import LlavaForConditionalGeneration, LlavaProcessor
@@ -29,6 +30,7 @@ from paddle_llava.evaluation.records import Prediction, Question
 from paddle_llava.evaluation.run import ask, finish, read_questions
 from paddle_llava.evaluation.tasks import load_task
 from paddle_llava.evaluation.tasks.files import Data
+from paddle_llava.processing.images import ImageProcessor
 from paddle_llava.processing.templates import TEMPLATES
 
 LONGEST = 6
@@ -68,6 +70,31 @@ def test_answers_do_not_depend_on_the_batch(
     assert len(set(alone.values())) > 4  # a random model, but not a deaf one
     assert answers(Answerer(*parts, batch_size=5), questions) == alone
     assert answers(Answerer(*parts, batch_size=16), list(reversed(questions))) == alone
+
+
+def test_nor_where_pictures_have_different_numbers_of_features(
+    parts: tuple[PaddleEngine, LlavaProcessor], questions: list[Question]
+) -> None:
+    _, processor = parts
+    pinpoints = ((112, 224), (224, 112), (224, 224))
+    config = replace(processor.config, image_aspect_ratio="anyres", image_grid_pinpoints=pinpoints)
+    paddle.seed(0)
+    model = LlavaForConditionalGeneration(config)
+    model.eval()
+    own = LlavaProcessor(config, ImageProcessor.from_config(config, None), processor.tokenizer, processor.template)
+    answerer = Answerer(PaddleEngine(model), own, batch_size=5)
+    assert len({answerer._features_more(question.images[0]) for question in questions[:4]}) > 1
+    (Path(questions[0].images[0])).write_bytes(b"no picture")
+    several, alone = (
+        {
+            it.id: (it.answer, bool(it.error))
+            for batch in Answerer(PaddleEngine(model), own, batch_size=size).answer(questions)
+            for it in batch
+        }
+        for size in (5, 1)
+    )
+    assert several == alone
+    assert sum(failed for _, failed in several.values()) == 4
 
 
 def test_answers_are_those_of_generate(parts: tuple[PaddleEngine, LlavaProcessor], questions: list[Question]) -> None:

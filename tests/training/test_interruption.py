@@ -166,7 +166,7 @@ def run(tmp_path: Path, demo_checkpoint: Path) -> Runner:
 AGAIN = "run the same command again"
 MOMENTS: dict[str, tuple[object, str, int, str, list[int]]] = {
     "before a step": (step, "_loss", 1, f"after step 0; nothing was saved yet; {AGAIN}", []),
-    "in a step": (step, "global_norm", 4, f"after step 3; {AGAIN} to go on after step 2", [2]),
+    "in a step": (step, "_norm", 4, f"after step 3; {AGAIN} to go on after step 2", [2]),
     "between steps": (TrainingLog, "step", 3, f"after step 3; {AGAIN} to go on after step 2", [2]),
     "in an evaluation": (recipe, "evaluate", 1, f"after step 2; nothing was saved yet; {AGAIN}", []),
     "in a save": (checkpoint, "write_json", 1, f"after step 2; {AGAIN} to go on after step 2", [2]),

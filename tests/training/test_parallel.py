@@ -69,7 +69,7 @@ def logs(settings: Path) -> list[str]:
     return [(settings.parent / "log" / f"workerlog.{rank}").read_text() for rank in (0, 1)]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> float:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> float:
     begun = time.monotonic()
     while not condition():
         assert time.monotonic() < begun + seconds
@@ -96,7 +96,7 @@ def test_two_processes_are_one_with_the_doubled_batch(run: Runner) -> None:
     resumed = settings(run, "resumed", resume_from_checkpoint=str(alone / "checkpoint-2"))
     with ExitStack() as stack:
         processes = [stack.enter_context(launched(each)) for each in (sharded, resumed)]
-        assert [process.wait(120) for process in processes] == [0, 0]
+        assert [process.wait(300) for process in processes] == [0, 0]
     out = sharded.parent / "out"
     assert losses(out) == pytest.approx(losses(one), abs=2e-6)
     assert [line["targets"] for line in log(out)[:-1]] == [line["targets"] for line in log(one)]
@@ -110,6 +110,24 @@ def test_two_processes_are_one_with_the_doubled_batch(run: Runner) -> None:
     assert [line["targets"] for line in log(again)] == [batch[4], batch[5]]
     assert [line["targets"] for line in log(resumed.parent / "out")] == [batch[2] + batch[3], batch[4] + batch[5]]
     assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_model_split_over_two_processes_learns_as_a_whole_one(lora: bool, run: Runner) -> None:
+    """Tensor parallel: the same batch, the same losses; and its checkpoint is whole, so one process goes on from it."""
+    one = run("one", **STEPS, **ONE, lora=lora, lora_dropout=0)
+    divided = settings(run, "divided", **ONE, lora=lora, lora_dropout=0, tensor_parallel_degree=2)
+    with launched(divided) as process:
+        assert process.wait(300) == 0, logs(divided)
+    out = divided.parent / "out"
+    assert losses(out) == pytest.approx(losses(one), abs=5e-6)
+    again = run("again", **STEPS, **ONE, lora=lora, lora_dropout=0, resume_from_checkpoint=str(out / "checkpoint-2"))
+    assert losses(again) == pytest.approx(losses(one)[2:], abs=5e-6)
+
+
+def test_processes_that_a_model_cannot_be_split_over() -> None:
+    with pytest.raises(LlavaError, match="this run has 1 processes"):
+        World.join(2)
 
 
 def _pictures(run: Runner, rank: int) -> list[bool]:
@@ -136,7 +154,7 @@ def test_a_sharded_run_goes_on_bit_for_bit(run: Runner) -> None:
         assert all("llava: error: stopped by SIGTERM after step" in said for said in logs(stopped))
         (step,) = checkpoints(stopped.parent / "out")
         assert 3 <= step < 30
-        assert process.wait(120) == 0
+        assert process.wait(300) == 0
     with launched(stopped) as other:
         assert other.wait(120) == 0
     assert weights(stopped.parent / "out") == weights(straight.parent / "out")
@@ -206,7 +224,6 @@ CONFIG: dict[str, Any] = {"model_name_or_path": "m", "dataset": {"train": [{"dat
 @pytest.mark.parametrize(
     ("changes", "world", "said"),
     [
-        ({"tensor_parallel_degree": 2}, World(0, 2), "tensor_parallel_degree"),
         ({"sharding": "stage2"}, World(0, 2), "stage2 cannot run on a CPU"),
         ({"sharding": "stage3"}, World(0, 2), "stage3 cannot run on a CPU"),
         ({"sharding": "stage1", "sharding_parallel_degree": 4}, World(0, 2), "this run has 2 processes"),

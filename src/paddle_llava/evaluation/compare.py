@@ -136,7 +136,7 @@ def _read(path: Path) -> _Results:
     if not isinstance(scores_by_id, dict) or not all(isinstance(name, str) for name in names):
         raise LlavaError(f"{path}: not a results.json that `llava eval` wrote: task, model or per_sample is missing")
     for id, score in scores_by_id.items():
-        if not isinstance(score, (int, float)) or not math.isfinite(score):
+        if type(score) not in (int, float) or not math.isfinite(score):
             raise LlavaError(f"{path}: per_sample, question {id}: a number is expected, found {str(score)[:40]!r}")
     beside = path.with_name(PREDICTIONS)
     said = read_predictions(beside)[1] if beside.is_file() else []

@@ -131,14 +131,16 @@ def _alike(groups: Mapping[str, Mapping[str, float]]) -> list[dict[str, Mapping[
 
 
 def _table(groups: Mapping[str, Mapping[str, float]], scores: Scores, predictions: Sequence[Prediction]) -> str:
-    """Groups as columns, or as rows where there are more of them than of figures in each."""
+    """Groups as columns and their figures as rows, or the other way round when the groups are the types."""
     names = list(dict.fromkeys(name for figures in groups.values() for name in figures))
     across, down = list(groups), names
     cells = {(name, title): figure for title, figures in groups.items() for name, figure in figures.items()}
-    if len(across) > len(down):
+    key = group_key(down, predictions)
+    if key is None and (group_key(across, predictions) or len(across) > len(down)):
         across, down = down, across
         cells = {(title, name): figure for (name, title), figure in cells.items()}
-    key = group_key(down, predictions)
+        key = group_key(down, predictions)
+    rows: list[str] = []
     counts = {title for title in across if all(cells.get((name, title), 0.0) % 1 == 0 for name in down)}
     rows = []
     for name in down:
