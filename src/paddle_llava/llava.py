@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import Tensor
+from paddle.utils.dlpack import from_dlpack
 
 from paddle_llava.checkpoints.adapter import Merged, read_adapter
 from paddle_llava.checkpoints.dtypes import to_dtype
@@ -79,7 +80,7 @@ class LlavaForConditionalGeneration(LlavaNetwork):
         names = tensors.names()
         for done, name in enumerate(names, start=1):
             array = to_dtype(tensors.read(name), tensors.dtype(name), dtype, where=name)
-            paddle.to_tensor(array)._share_buffer_to(parameters[name])
+            _as_parameter(array)._share_buffer_to(parameters[name])
             if progress:
                 progress(done, len(names))
 
@@ -121,6 +122,14 @@ class LlavaForConditionalGeneration(LlavaNetwork):
         }
         steps = list(generate(PaddleEngine(self), inputs, SamplingParams(**settings)))
         return paddle.to_tensor(np.stack(steps, axis=1))
+
+
+def _as_parameter(array: np.ndarray) -> Tensor:
+    """On the CPU the tensor is the array's own memory: copying it takes as long as reading it."""
+    flags = array.flags
+    if paddle.get_device() == "cpu" and array.dtype == np.float32 and flags.writeable and flags.c_contiguous:
+        return from_dlpack(array)
+    return paddle.to_tensor(array)
 
 
 def _tensor(value: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 
 from paddle_llava.checkpoints.safetensors_file import SafetensorsFile
 from paddle_llava.cli import main
+from paddle_llava.device import NPU_ENVIRONMENT
 from terminal import CTRL_C, Terminal
 from training_runs import checkpoints, log, write_records, write_settings
 
@@ -145,7 +146,8 @@ def test_a_mistake_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "visualdl", None)
-    for name in [name for name in os.environ if name.startswith("FLAGS_npu")]:
+    for name in NPU_ENVIRONMENT:  # set by the command for itself; what runs later must not see them
+        monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     settings = write_settings(tmp_path, demo_checkpoint, data, **changes)
     assert main(["finetune", str(settings), "--max_length", "512"]) == 2

@@ -19,6 +19,7 @@ QUERY_BLOCK = 64
 TRAINING_BLOCK = 128
 
 MASKED = -1e9
+_VIEWS = "FLAGS_use_stride_kernel"
 
 
 def causal_mask(query_length: int, key_length: int, past: int, valid: Tensor | None = None) -> Tensor:
@@ -111,8 +112,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
 
 
 def _has_own_gradient(query: Tensor) -> bool:
-    """Whether `_CausalAttention` is the way: not for tensors that are split over several processes."""
-    return paddle.is_grad_enabled() and query.place.is_cpu_place() and not query.is_dist()
+    """Whether `_CausalAttention` is the way: not for tensors that are split over several processes, nor where slices
+    are copies, as with the settings of NPUs."""
+    views = paddle.get_flags(_VIEWS)[_VIEWS]
+    return paddle.is_grad_enabled() and query.place.is_cpu_place() and not query.is_dist() and bool(views)
 
 
 class _CausalAttention(PyLayer):
