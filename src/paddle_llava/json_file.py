@@ -1,4 +1,4 @@
-"""JSON settings files: read with bounds, and written."""
+"""JSON files: read with bounds, and written."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from paddle_llava.errors import LlavaError
 MAX_BYTES = 16 << 20
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file at `path`. Raises `LlavaError` naming the file, and the line of a mistake."""
+def read_json(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """The object in the file at `path`, of at most `max_bytes`.
+
+    Raises `LlavaError` naming the file, and the line of a mistake.
+    """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise LlavaError(f"{path}: larger than {MAX_BYTES >> 20} MiB, which no settings file is")
+        if path.stat().st_size > max_bytes:
+            raise LlavaError(f"{path}: larger than {max_bytes >> 20} MiB, which no such file is")
         value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise LlavaError(f"{path}: not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None

@@ -56,33 +56,35 @@ class LlavaForConditionalGeneration(LlavaNetwork):
             warnings.warn(notice, stacklevel=2)
         pretrained = find_pretrained(name_or_path)
         with pretrained.open_weights() as checkpoint:
-            model = cls._without_weights(pretrained.config, dtype)
             tensors: TensorSource = checkpoint
             if lora_path is not None:
                 tensors = Merged(checkpoint, read_adapter(Path(lora_path).expanduser(), pretrained.config), dtype)
-            model._take_weights(tensors, dtype, progress)
-        model.eval()
-        return model
+            return cls.from_tensors(pretrained.config, tensors, dtype, progress)
 
     @classmethod
-    def _without_weights(cls, config: LlavaConfig, dtype: str) -> LlavaForConditionalGeneration:
-        """A model whose parameters have no memory yet: drawing random ones first would double the loading time."""
+    def from_tensors(
+        cls, config: LlavaConfig, tensors: TensorSource, dtype: str = "float32", progress: Progress | None = None
+    ) -> LlavaForConditionalGeneration:
+        """The model of `config` with the parameters that `tensors` gives one by one, under our names, cast to `dtype`.
+
+        `tensors` must be complete and of the right shapes, which opening a checkpoint makes sure of.
+        """
         before = paddle.get_default_dtype()
         paddle.set_default_dtype(dtype)
         try:
-            with paddle.LazyGuard():
-                return cls(replace(config, dtype=dtype))
+            with paddle.LazyGuard():  # drawing random parameters first would double the loading time
+                model = cls(replace(config, dtype=dtype))
         finally:
             paddle.set_default_dtype(before)
-
-    def _take_weights(self, tensors: TensorSource, dtype: str, progress: Progress | None) -> None:
-        parameters = self.state_dict()
+        parameters = model.state_dict()
         names = tensors.names()
         for done, name in enumerate(names, start=1):
             array = to_dtype(tensors.read(name), tensors.dtype(name), dtype, where=name)
             _as_parameter(array)._share_buffer_to(parameters[name])
             if progress:
                 progress(done, len(names))
+        model.eval()
+        return model
 
     def save_pretrained(self, path: str | Path, layout: Layout = "hf") -> None:
         """Write weights and configuration to `path`; the `hf` layout loads in `transformers` unchanged.

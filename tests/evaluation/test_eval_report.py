@@ -6,13 +6,13 @@ import base64
 import hashlib
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from html_page import Page
 from paddle_llava.evaluation import gallery
 from paddle_llava.evaluation.gallery import CARDS, chosen
 from paddle_llava.evaluation.predictions import Run
@@ -21,37 +21,6 @@ from paddle_llava.evaluation.report import group_key, render_report, write_repor
 from paddle_llava.processing.boxes import format_box, to_padded_frame
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'&\x00\ud800"
-VOID = {"meta", "img", "input"}
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes and the text of each kind, and that all are closed in turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: dict[str, str] = {}
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text[self.open[-1] if self.open else ""] = self.text.get(self.open[-1] if self.open else "", "") + data
-
-    def with_class(self, name: str) -> list[dict[str, str | None]]:
-        return [attrs for _, attrs in self.tags if name in (attrs.get("class") or "").split()]
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from html_page import Page
 from paddle_llava.errors import LlavaError
 from paddle_llava.training.chart import HEIGHT, LEFT, MOST_POINTS, WIDTH, Series, line_chart, smoothed
 from paddle_llava.training.checkpoint import TrainerState
@@ -23,34 +23,7 @@ from paddle_llava.training.plan import Plan
 from paddle_llava.training.report import Prediction, render_report
 from training_runs import Runner, log, write_records
 
-VOID = {"meta", "img"}
 EVIL = "<script>alert(1)</script>\"'&"
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes, and that all are closed in turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.tags)
 
 
 @pytest.fixture

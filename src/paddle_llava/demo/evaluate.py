@@ -20,8 +20,11 @@ from paddle_llava.processing.processor import LlavaProcessor, pad_left
 BATCH = 32
 SEED = 77_000_000
 TURNS = 8
-_LONGEST = {"describe": 110, "box": 12}  # tokens of an answer
-_SHORT = 8
+
+
+def longest_answer(kind: str) -> int:
+    """How many tokens the answer to a `kind` of question may have."""
+    return {"describe": 110, "box": 12}.get(kind, 8)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def ask_all(
     asked = [
         (turn, number) for number, scene in enumerate(scenes) for turn in dialogue(scene, SEED + number, turns=turns)
     ]
-    asked.sort(key=lambda pair: (_LONGEST.get(pair[0].kind, _SHORT), len(pair[0].question)))
+    asked.sort(key=lambda pair: (longest_answer(pair[0].kind), len(pair[0].question)))
     answered = []
     for start in range(0, len(asked), BATCH):
         batch = asked[start : start + BATCH]
@@ -64,7 +67,7 @@ def ask(
         prompt = render([Message("user", question, images=1)], TEMPLATE, add_generation_prompt=True)
         rows.append(processor.expand_image_tokens(encode(prompt, processor.tokenizer).ids, counts))
     inputs = pad_left(rows, processor.padding_id) | pixels
-    tokens = model.generate(**inputs, max_new_tokens=_LONGEST.get(like.kind, _SHORT), temperature=0.0).numpy()
+    tokens = model.generate(**inputs, max_new_tokens=longest_answer(like.kind), temperature=0.0).numpy()
     end = processor.tokenizer.eos_token_id
     ended = [row[: int(np.append(row, end).tolist().index(end))] for row in tokens]
     return [processor.tokenizer.decode(row.tolist()).strip() for row in ended]

@@ -83,11 +83,7 @@ class Assembly:
         from paddle_llava.llava import LlavaForConditionalGeneration
 
         with ExitStack() as files:
-            weights = self.weights(files)
-            model = LlavaForConditionalGeneration._without_weights(self.config, dtype)
-            model._take_weights(weights, dtype, progress)
-        model.eval()
-        return model
+            return LlavaForConditionalGeneration.from_tensors(self.config, self.weights(files), dtype, progress)
 
     def weights(self, files: ExitStack) -> Joined:
         """Every parameter of the model; folders are open until `files` is closed.

@@ -79,7 +79,7 @@ def learning_rate_factor(step: int, total: int, warmup: int, kind: str) -> float
 
 
 def build_optimizer(model: nn.Layer, config: TrainingConfig, total_steps: int) -> paddle.optimizer.AdamW:
-    """AdamW over the parameters that learn, with its schedule and clipping of the global norm.
+    """AdamW over the parameters that learn, with its schedule; the step clips, which knows the norm already.
 
     The projector learns at `mm_projector_lr` and the vision tower at `vision_tower_lr` where given. Biases and norms
     do not decay. 16-bit parameters keep float32 masters.
@@ -100,10 +100,9 @@ def build_optimizer(model: nn.Layer, config: TrainingConfig, total_steps: int) -
         beta1=config.adam_beta1,
         beta2=config.adam_beta2,
         epsilon=config.adam_epsilon,
-        parameters=list(parameters.values()),  # Paddle would clip the norm of each group of parameters by itself
+        parameters=list(parameters.values()),
         weight_decay=config.weight_decay,
         apply_decay_param_fun=decaying.__contains__,
-        grad_clip=nn.ClipGradByGlobalNorm(config.max_grad_norm) if config.max_grad_norm > 0 else None,
         multi_precision=True,
     )
 

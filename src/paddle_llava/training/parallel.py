@@ -148,13 +148,7 @@ class ShardedOptimizer:
             loads[owner] += int(parameters[name].size)
 
     def step(self) -> None:
-        """Update the parameters from gradients that are summed already."""
-        reached = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
-        if self.optimizer._grad_clip is not None:
-            # By the norm over all; the optimizer's own clipping of a share then finds nothing to do.
-            clipped = self.optimizer._grad_clip([(parameter, parameter.grad) for parameter in reached])
-            for parameter, gradient in clipped:
-                parameter.grad = gradient
+        """Update the parameters from gradients that are summed and clipped already."""
         for name in self._others():
             self.parameters[name].clear_gradient(set_to_zero=False)
         self.optimizer.step()

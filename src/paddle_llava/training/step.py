@@ -18,7 +18,7 @@ from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.loss_scale import loss_scaler
 from paddle_llava.training.optimizer import trainable
 from paddle_llava.training.parallel import ShardedOptimizer, World
-from paddle_llava.training.tensor_parallel import allow_split, global_norm
+from paddle_llava.training.tensor_parallel import allow_split
 
 Batch = Mapping[str, Any]
 Say = Callable[[str], object]
@@ -51,8 +51,6 @@ class Stepper:
         self.parameters = trainable(model)
         keep_freed_memory()
         self.scaler = loss_scaler(dtype)
-        # The norm is known here already: the optimizer would find it again and clip in a copy.
-        optimizer._grad_clip = None
         shards = bool(config.sharding) and world.replicas > 1
         self.sharded = ShardedOptimizer(optimizer, self.parameters, world) if shards else None
         if world.tensor_parallel > 1:
@@ -197,11 +195,14 @@ def _lengths(segment_ids: np.ndarray) -> list[list[int]]:
 
 
 def _norm(gradients: Sequence[paddle.Tensor]) -> float:
-    """Of all `gradients` together, in one pass over each where none is split over processes."""
-    if any(gradient.is_dist() for gradient in gradients):
-        return global_norm(gradients)
-    flat = (gradient.astype("float32").flatten() for gradient in gradients)
-    return math.sqrt(float(paddle.add_n([paddle.dot(values, values) for values in flat])))
+    """Of all `gradients` together, of those split over processes over all their parts."""
+    return math.sqrt(float(paddle.add_n([_square(gradient.astype("float32")) for gradient in gradients])))
+
+
+def _square(gradient: paddle.Tensor) -> paddle.Tensor:
+    if gradient.is_dist():  # whose product with itself would first be gathered
+        return paddle.square(gradient).sum()
+    return paddle.dot(gradient.flatten(), gradient.flatten())
 
 
 @paddle.no_grad()

@@ -8,8 +8,7 @@ in an operation distributed too, in place.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,29 +76,10 @@ def whole(model: LlavaNetwork, optimizer: paddle.optimizer.Optimizer, world: Wor
 
 
 def allow_split(optimizer: paddle.optimizer.AdamW) -> None:
-    """Let `optimizer` update split parameters beside whole ones, and clip by the norm over both."""
+    """Let `optimizer` update split parameters beside whole ones."""
     rate = optimizer._create_param_lr
     # A tensor of its own for each parameter: one that has met a split parameter would make the next one distributed.
     optimizer._create_param_lr = lambda parameter_and_gradient: rate(parameter_and_gradient).clone()
-    if optimizer._grad_clip is not None:
-        optimizer._grad_clip = _ClipByGlobalNorm(optimizer._grad_clip.clip_norm)
-
-
-def global_norm(gradients: Sequence[Tensor]) -> float:
-    """The norm of all `gradients` together, of split ones over all their parts."""
-    squares = [paddle.square(gradient.astype("float32")).sum() for gradient in gradients]
-    return math.sqrt(float(paddle.add_n(squares)))
-
-
-class _ClipByGlobalNorm(nn.ClipGradByGlobalNorm):
-    """As Paddle's, which takes either split gradients or whole ones."""
-
-    def _dygraph_clip(self, params_grads: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        norm = global_norm([gradient for _, gradient in params_grads])
-        if norm > self.clip_norm:
-            for _, gradient in params_grads:
-                gradient.scale_(self.clip_norm / norm)
-        return params_grads
 
 
 def _plan(part: nn.Layer, mesh: dist.ProcessMesh) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from paddle_llava.data.records import ADDRESS, record_name
 from paddle_llava.data.scan import find_records, map_file
 from paddle_llava.errors import LlavaError
 from paddle_llava.evaluation.records import Question
+from paddle_llava.json_file import read_json
 
 MAX_BYTES = 4 << 30
 
@@ -55,26 +56,9 @@ class Data:
         return next((place for place in places if os.path.isfile(place)), places[0])
 
 
-def read_value(path: Path) -> Any:
-    """The value in a JSON file. Raises `LlavaError` naming the file, and the place of a mistake."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise LlavaError(f"{path}: larger than {MAX_BYTES >> 30} GiB")
-        return json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        raise LlavaError(f"{path}: not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
-    except (UnicodeDecodeError, RecursionError, ValueError):
-        raise LlavaError(f"{path}: not JSON in UTF-8") from None
-    except OSError as error:
-        raise LlavaError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    value = read_value(path)
-    if not isinstance(value, dict):
-        raise LlavaError(f"{path}: a JSON object is expected, found {_shown(value)}")
-    return value
+    """The object in a JSON file. Raises `LlavaError` naming the file, and the place of a mistake."""
+    return read_json(path, MAX_BYTES)
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

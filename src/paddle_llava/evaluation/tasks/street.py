@@ -12,7 +12,7 @@ from io import BytesIO
 from typing import Any
 
 from paddle_llava.demo.dialogues import Turn, dialogue
-from paddle_llava.demo.evaluate import _LONGEST, _SHORT, SEED, TURNS, Answered, figures
+from paddle_llava.demo.evaluate import SEED, TURNS, Answered, figures, longest_answer
 from paddle_llava.demo.model import IMAGE_SIZE
 from paddle_llava.demo.scenes import draw_scene
 from paddle_llava.demo.scoring import score as score_turn
@@ -34,7 +34,7 @@ def read(data: Data) -> list[Question]:
         picture = keep_picture(file.getvalue(), f"street picture {number}")
         for place, turn in enumerate(dialogue(scene, SEED + number, turns=TURNS)):
             meta = {"picture": number, **_as_lists(asdict(turn))}
-            longest = _LONGEST.get(turn.kind, _SHORT)
+            longest = longest_answer(turn.kind)
             questions.append(
                 Question(f"{number}/{place}", turn.question, (picture,), (turn.answer,), meta, max_new_tokens=longest)
             )
