@@ -25,6 +25,8 @@ from paddle_llava.checkpoints.names import stored_names
 from paddle_llava.models.lora import LoRALinear, add_lora
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.optimizer import build_optimizer, part_of, select_trainable, trainable
+from paddle_llava.training.parallel import World
+from paddle_llava.training.step import Stepper
 from training_samples import IGNORED, Sample, loss, make_sample
 
 pytestmark = pytest.mark.parity
@@ -90,13 +92,13 @@ def our_losses(case: Case) -> list[float]:
     model = case.model
     model.train()
     optimizer = build_optimizer(model, case.config, STEPS)
+    stepper = Stepper(case.config, model, optimizer, "float32", World(), print)
     losses = []
     for rows in case.batches:
         targets = sum(int((sample.labels != IGNORED).sum()) for row in rows for sample in row)
         mean = loss(model, rows) / targets
         mean.backward()
-        optimizer.step()
-        optimizer.clear_grad(set_to_zero=False)
+        stepper.update()
         optimizer._learning_rate.step()
         losses.append(float(mean))
     return losses
@@ -189,6 +191,7 @@ def test_adamw_is_torch_s(decay: float, tmp_path: Path) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(tmp_path)
     select_trainable(model, model.config, config)
     optimizer = build_optimizer(model, config, 10)
+    stepper = Stepper(config, model, optimizer, "float32", World(), print)
     rates = {"projector": config.mm_projector_lr, "vision_tower": config.vision_tower_lr}
     copies, groups = {}, []
     for name, parameter in trainable(model).items():
@@ -203,8 +206,7 @@ def test_adamw_is_torch_s(decay: float, tmp_path: Path) -> None:
         for name, parameter in trainable(model).items():
             gradient = random.standard_normal(parameter.shape, dtype=np.float32) * 10.0 ** -(step % 4)
             parameter.grad, copies[name].grad = paddle.to_tensor(gradient), torch.tensor(gradient)
-        optimizer.step()
-        optimizer.clear_grad(set_to_zero=False)
+        stepper.update()
         optimizer._learning_rate.step()
         torch.nn.utils.clip_grad_norm_(copies.values(), config.max_grad_norm)
         reference.step()

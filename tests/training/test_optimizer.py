@@ -204,7 +204,7 @@ def test_one_norm_is_clipped_over_all_parameters(limit: float) -> None:
     gradients = {name: parameter.grad.numpy() for name, parameter in trainable(model).items()}
     norm = math.sqrt(sum(float((gradient.astype(np.float64) ** 2).sum()) for gradient in gradients.values()))
     optimizer = build_optimizer(model, config, 10)
-    told = Stepper(config, model, optimizer, "float32", World(), print)._update(1, 0)
+    told = Stepper(config, model, optimizer, "float32", World(), print).update()
     assert told == pytest.approx(norm, rel=1e-5)
     share = min(1.0, limit / norm) if limit else 1.0
     assert norm > 1

@@ -88,7 +88,7 @@ class Stepper:
             self.optimizer.clear_grad(set_to_zero=False)
             return None
         world.together(lambda: self._refuse(lost, step, "loss"))
-        norm = self._update(targets, lost_targets)
+        norm = self.update(lost_targets / targets if targets else 1.0)
         if not math.isfinite(norm):
             world.together(lambda: self._refuse(micro_batches, step, "gradient"))
             lost = micro_batches
@@ -97,15 +97,17 @@ class Stepper:
         counts = {"tokens": tokens, "useful": useful, "targets": kept, "grad_norm": norm if math.isfinite(norm) else 0}
         return Learnt(loss * targets / max(kept, 1), counts, list(micro_batches[-1]["state"]), skipped)
 
-    def _update(self, targets: float, lost_targets: float) -> float:
-        """Apply the gradients of all processes, unless there are none; returns their norm before clipping."""
+    def update(self, lost: float = 0.0) -> float:
+        """Apply the gradients of all processes, clipped, unless there are none; returns their norm before clipping.
+
+        `lost` is the share of the step's targets that gave no gradient; the others then weigh more.
+        """
         self.world.sum_gradients(list(self.parameters.values()))
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         norm = 0.0
-        if lost_targets < targets and gradients:
-            share = (targets - lost_targets) / targets
-            if share < 1:
-                _scale(gradients, 1 / share)
+        if lost < 1 and gradients:
+            if lost:
+                _scale(gradients, 1 / (1 - lost))
             norm = _norm(gradients) / float(self.scaler._scale if self.scaler.is_enable() else 1)
             if math.isfinite(norm) and 0 < self.config.max_grad_norm < norm:
                 _scale(gradients, self.config.max_grad_norm / norm)
