@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from paddle_llava.checkpoints.write import ArraySource, TensorSource, write_chec
 from paddle_llava.config import Layout, LlavaConfig
 from paddle_llava.device import compute_dtype
 from paddle_llava.engines.paddle import PaddleEngine
+from paddle_llava.environment import physical_cores
 from paddle_llava.generation.generate import generate
 from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.models.llava import LlavaNetwork, LlavaOutput
@@ -77,12 +80,10 @@ class LlavaForConditionalGeneration(LlavaNetwork):
         finally:
             paddle.set_default_dtype(before)
         parameters = model.state_dict()
-        names = tensors.names()
-        for done, name in enumerate(names, start=1):
-            array = to_dtype(tensors.read(name), tensors.dtype(name), dtype, where=name)
+        for done, (name, array) in enumerate(_arrays(tensors, dtype), start=1):
             _as_parameter(array)._share_buffer_to(parameters[name])
             if progress:
-                progress(done, len(names))
+                progress(done, len(parameters))
         model.eval()
         return model
 
@@ -124,6 +125,27 @@ class LlavaForConditionalGeneration(LlavaNetwork):
         }
         steps = list(generate(PaddleEngine(self), inputs, SamplingParams(**settings)))
         return paddle.to_tensor(np.stack(steps, axis=1))
+
+
+LOADING_THREADS = 4  # at most: each holds a tensor as it is stored, too
+
+
+def _arrays(tensors: TensorSource, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor's name and its values in `dtype`, C-contiguous, read and cast by a few threads."""
+
+    def read(name: str) -> np.ndarray:
+        return to_dtype(tensors.read(name), tensors.dtype(name), dtype, where=name)
+
+    threads = min(LOADING_THREADS, physical_cores())
+    pending: deque[tuple[str, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for name in tensors.names():
+            pending.append((name, pool.submit(read, name)))
+            if len(pending) > threads:
+                first, array = pending.popleft()
+                yield first, array.result()
+        for name, array in pending:
+            yield name, array.result()
 
 
 def _as_parameter(array: np.ndarray) -> Tensor:

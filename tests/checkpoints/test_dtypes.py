@@ -81,6 +81,22 @@ def test_pieces_join() -> None:
     assert same(half, paddle.to_tensor(np.ascontiguousarray(values)).cast("bfloat16").numpy())
 
 
+@pytest.mark.parametrize("source", FLOATS)
+@pytest.mark.parametrize("target", FLOATS)
+def test_a_transposed_view_is_turned(source: str, target: str) -> None:
+    """Longer and wider than the strips that it is done in, and not a multiple of them."""
+    values = np.random.default_rng(0).standard_normal((37, 5001), np.float32)
+    stored = to_dtype(values, "float32", source)
+    turned = to_dtype(stored.T, source, target)
+    assert turned.flags.c_contiguous
+    assert np.array_equal(turned, to_dtype(stored, source, target).T)
+
+
+def test_every_float16_is_cast_as_numpy_does() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    assert same(to_dtype(halves, "float16", "float32"), halves.astype(np.float32))
+
+
 def test_same_dtype_is_the_same_array() -> None:
     values = np.ones(3, np.float16)
     assert to_dtype(values, "float16", "float16") is values

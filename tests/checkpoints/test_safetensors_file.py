@@ -4,6 +4,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,16 @@ def test_truncated_after_opening(tmp_path: Path) -> None:
     os.truncate(path, 10**6)
     with pytest.raises(LlavaError, match="shrunk"):
         file.read("a")
+
+
+def test_threads_read_one_file(tmp_path: Path) -> None:
+    names = [f"tensor {number}" for number in range(400)]
+    write_safetensors(
+        tmp_path / "x", dict.fromkeys(names, ("float32", (5000,))), lambda n: np.full(5000, names.index(n), "f4")
+    )
+    file = SafetensorsFile(tmp_path / "x")
+    with ThreadPoolExecutor(8) as pool:
+        assert [set(array) for array in pool.map(file.read, names)] == [{number} for number in range(400)]
 
 
 def test_missing_file(tmp_path: Path) -> None:

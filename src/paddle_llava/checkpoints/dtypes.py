@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from paddle_llava.errors import LlavaError
@@ -11,27 +13,49 @@ FLOATS: dict[str, np.dtype] = {
     "float16": np.dtype("<f2"),
     "bfloat16": np.dtype("<u2"),
 }
+# Arrays are worked on in pieces that stay in the cache, which also bounds the temporaries.
 _CHUNK = 1 << 16
+_STRIP, _LENGTH = 16, 4096  # of a matrix that is turned: more columns at a time and its rows drive each other out
+_HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def to_dtype(array: np.ndarray, source_dtype: str, target_dtype: str, where: str = "a tensor") -> np.ndarray:
     """`array` of `source_dtype` as `target_dtype` (names of `FLOATS`), rounded to nearest, ties to even.
 
-    An array that is of `target_dtype` already is returned as it is. Raises `LlavaError` naming `where` when a
-    finite value is beyond float16's range, where a cast would leave infinities in the model.
+    The result is C-contiguous: the view of a transposed matrix is cast and turned in one pass. An array that is all
+    that already is returned as it is. Raises `LlavaError` naming `where` when a finite value is beyond float16's
+    range, where a cast would leave infinities in the model.
     """
     for name in (source_dtype, target_dtype):
         if name not in FLOATS:
             raise LlavaError(f"{where}: dtype {name!r} is not supported; use one of {', '.join(FLOATS)}")
-    if source_dtype == target_dtype:
+    if source_dtype == target_dtype and array.flags.c_contiguous:
         return array
     result = np.empty(array.shape, FLOATS[target_dtype])
-    source, target = np.ascontiguousarray(array).reshape(-1), result.reshape(-1)
-    for start in range(0, source.size, _CHUNK):  # bounds the temporaries, and stays in the cache
-        piece = slice(start, start + _CHUNK)
-        values = _bfloat16_to_float32(source[piece]) if source_dtype == "bfloat16" else source[piece]
-        target[piece] = _from_float(values, target_dtype, where)
+    for values, place in _pieces(array, result):
+        place[...] = _cast(values, source_dtype, target_dtype, where)
     return result
+
+
+def _pieces(source: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Views of both that go together, in the order in which `source` lies in memory."""
+    if source.ndim == 2 and source.flags.f_contiguous:
+        for column in range(0, source.shape[1], _STRIP):
+            for row in range(0, source.shape[0], _LENGTH):
+                piece = (slice(row, row + _LENGTH), slice(column, column + _STRIP))
+                yield source[piece].T, target[piece].T
+    else:
+        flat, flat_target = np.ascontiguousarray(source).reshape(-1), target.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            yield flat[start : start + _CHUNK], flat_target[start : start + _CHUNK]
+
+
+def _cast(values: np.ndarray, source_dtype: str, target_dtype: str, where: str) -> np.ndarray:
+    if source_dtype == target_dtype:
+        return values
+    if source_dtype == "float16" and target_dtype == "float32":
+        return _float16_to_float32(values)
+    return _from_float(_bfloat16_to_float32(values) if source_dtype == "bfloat16" else values, target_dtype, where)
 
 
 def _from_float(values: np.ndarray, target_dtype: str, where: str) -> np.ndarray:
@@ -44,6 +68,11 @@ def _from_float(values: np.ndarray, target_dtype: str, where: str) -> np.ndarray
     if np.any(np.isinf(halves) & np.isfinite(values)):
         raise LlavaError(f"{where}: values beyond 65504 do not fit float16; use bfloat16 or float32")
     return halves
+
+
+def _float16_to_float32(halves: np.ndarray) -> np.ndarray:
+    """Looked up in a table of all halves, which takes half the time of numpy's cast."""
+    return np.take(_HALVES, halves.view(np.uint16), mode="clip")
 
 
 def _bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:

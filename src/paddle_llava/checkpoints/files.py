@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,12 @@ class RawFile:
 
     There is no memory map: mapped pages count as resident memory for as long as the file is open. Every
     read is checked against the file's size before a byte is allocated; raises `LlavaError` naming the file.
+    Several threads may read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()  # from seeking to having read
         try:
             self._file = path.open("rb")
         except OSError as error:
@@ -34,8 +37,10 @@ class RawFile:
             raise LlavaError(f"{path}: a Git LFS pointer, not the weights; fetch them with: git lfs pull")
 
     def read(self, offset: int, length: int) -> bytes:
-        self._seek(offset, length)
-        data = self._file.read(length)
+        self._check(offset, length)
+        with self._lock:
+            self._file.seek(offset)
+            data = self._file.read(length)
         self._all_of(length, len(data))
         return data
 
@@ -44,16 +49,18 @@ class RawFile:
         length = dtype.itemsize
         for side in shape:
             length *= side
-        self._seek(offset, length)
+        self._check(offset, length)
         array = np.empty(shape, dtype)
         if length:
-            self._all_of(length, self._file.readinto(array.reshape(-1).view(np.uint8).data))
+            with self._lock:
+                self._file.seek(offset)
+                got = self._file.readinto(array.reshape(-1).view(np.uint8).data)
+            self._all_of(length, got)
         return array
 
-    def _seek(self, offset: int, length: int) -> None:
+    def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise self.damaged(f"{length} bytes at {offset} lie beyond its end at {self.size}")
-        self._file.seek(offset)
 
     def _all_of(self, wanted: int, got: int) -> None:
         if got != wanted:

@@ -11,7 +11,6 @@ import numpy as np
 from paddle_llava.checkpoints import names as naming
 from paddle_llava.checkpoints.dtypes import FLOATS
 from paddle_llava.checkpoints.folder import TensorFile, some
-from paddle_llava.checkpoints.read import transposed
 from paddle_llava.checkpoints.write import TensorSource
 from paddle_llava.config import Layout
 from paddle_llava.errors import LlavaError
@@ -99,7 +98,7 @@ class Part:
     def read(self, name: str) -> np.ndarray:
         file, stored = self._stored[name]
         array = file.read(stored)
-        return transposed(array) if name in self._turns else array
+        return array.T if name in self._turns else array
 
 
 def _without_prefix(name: str) -> str:

@@ -71,10 +71,13 @@ class Checkpoint:
         return self._stored[name].dtype
 
     def read(self, name: str) -> np.ndarray:
-        """A new contiguous array, `uint16` for bfloat16. Raises `LlavaError` when its file is damaged."""
+        """A new array, `uint16` for bfloat16; a transposed view where the file has it the other way round.
+
+        Several threads may read. Raises `LlavaError` when its file is damaged.
+        """
         stored = self._stored[name]
         array = stored.file.read(stored.name)
-        return transposed(array) if stored.transposed else array
+        return array.T if stored.transposed else array
 
     def close(self) -> None:
         self._files.close()
@@ -84,14 +87,6 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def transposed(matrix: np.ndarray) -> np.ndarray:
-    """A contiguous transpose, made in strips that stay in the cache."""
-    result = np.empty(matrix.shape[::-1], matrix.dtype)
-    for start in range(0, matrix.shape[0], 64):
-        result[:, start : start + 64] = matrix[start : start + 64].T
-    return result
 
 
 def open_checkpoint(folder: Path, config: LlavaConfig, tower: Callable[[], Path] | None = None) -> Checkpoint:

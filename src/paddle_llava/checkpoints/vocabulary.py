@@ -55,7 +55,7 @@ class _Extended:
             return array
         axis, dtype = _AXES[name], self.dtype(name)
         mean = to_dtype(_mean(array, dtype, axis), "float32", dtype, where=name)
-        extended = np.empty(self.shape(name), array.dtype)
+        extended = np.empty_like(array, shape=self.shape(name))  # in the order of the array, too
         old, new = np.split(extended, [array.shape[axis]], axis)
         old[...], new[...] = array, np.expand_dims(mean, axis)
         return extended

@@ -19,7 +19,6 @@ from paddle_llava.checkpoints.files import replacing
 from paddle_llava.checkpoints.folder import STEMS
 from paddle_llava.checkpoints.names import is_linear, parameter_shapes, stored_names
 from paddle_llava.checkpoints.pdparams import write_pdparams
-from paddle_llava.checkpoints.read import transposed
 from paddle_llava.checkpoints.safetensors_file import write_safetensors
 from paddle_llava.config import Layout, LlavaConfig
 from paddle_llava.errors import LlavaError
@@ -32,7 +31,10 @@ Progress = Callable[[int, int], None]
 
 
 class TensorSource(Protocol):
-    """Parameters under our names and in our orientation, as a `Checkpoint` has them."""
+    """Parameters under our names and in our orientation, as a `Checkpoint` has them.
+
+    `read` gives the values in whatever order they lie in memory, for `to_dtype` to put right; threads may share it.
+    """
 
     @property
     def folder(self) -> Path | None: ...  # of the files that they are read from
@@ -102,11 +104,12 @@ def write_checkpoint(
     def read(stored: str) -> np.ndarray:
         nonlocal done
         name = ours[stored]
-        array = to_dtype(tensors.read(name), tensors.dtype(name), specs[stored][0], where=name)
+        array = tensors.read(name)
+        array = to_dtype(array.T if _turns(name, layout) else array, tensors.dtype(name), specs[stored][0], where=name)
         done += array.nbytes
         if progress is not None:
             progress(done, total)
-        return transposed(array) if _turns(name, layout) else array
+        return array
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
