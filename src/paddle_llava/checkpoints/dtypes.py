@@ -39,7 +39,7 @@ def to_dtype(array: np.ndarray, source_dtype: str, target_dtype: str, where: str
 
 def _pieces(source: np.ndarray, target: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Views of both that go together, in the order in which `source` lies in memory."""
-    if source.ndim == 2 and source.flags.f_contiguous:
+    if source.ndim == 2 and source.flags.fnc:  # and not C-contiguous as well
         for column in range(0, source.shape[1], _STRIP):
             for row in range(0, source.shape[0], _LENGTH):
                 piece = (slice(row, row + _LENGTH), slice(column, column + _STRIP))
