@@ -11,11 +11,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -57,13 +59,15 @@ def save_checkpoint(
     optimizer: paddle.optimizer.Optimizer,
     state: TrainerState,
     *,
+    slots: Mapping[str, paddle.Tensor] | None = None,
     keep: int | None = None,
     also: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `output_dir/checkpoint-STEP`, then remove the oldest other ones until `keep` are left.
 
-    `also` writes further files into the new folder before it takes its name. Raises `LlavaError` when the disk is full;
-    earlier checkpoints stay as they were.
+    `slots` is the optimizer's state where `optimizer` itself holds only a share of it. `also` writes further files into
+    the new folder before it takes its name. Raises `LlavaError` when the disk is full; earlier checkpoints stay as they
+    were.
     """
     folder = output_dir / f"checkpoint-{state.step}"
     beside = output_dir / f".{folder.name}.tmp"
@@ -73,7 +77,7 @@ def save_checkpoint(
             shutil.rmtree(leftover)
         beside.mkdir(parents=True)
         _write(beside / PARAMETERS, parameters)
-        _write(beside / OPTIMIZER, optimizer_slots(optimizer, parameters))
+        _write(beside / OPTIMIZER, optimizer_slots(optimizer, parameters) if slots is None else slots)
         if also:
             also(beside)
         write_json(beside / STATE, asdict(state))
@@ -95,11 +99,17 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Layer, optimizer: paddle.optimizer.Optimizer, fixed: dict[str, Any]
+    folder: Path,
+    model: nn.Layer,
+    optimizer: paddle.optimizer.Optimizer,
+    fixed: dict[str, Any],
+    *,
+    with_slots: bool = True,
 ) -> TrainerState:
     """Put the checkpoint in `folder` into `model` and `optimizer`, its schedule too; returns where the run stood.
 
-    Raises `LlavaError` when it is damaged, of other parameters, or of a run with other `fixed` settings.
+    Without `with_slots` the optimizer's state is left to be read with `open_slots`. Raises `LlavaError` when it is
+    damaged, of other parameters, or of a run with other `fixed` settings.
     """
     state = _read_state(folder / STATE)
     for key, value in json.loads(json.dumps(fixed)).items():
@@ -110,9 +120,20 @@ def load_checkpoint(
             )
     parameters = trainable(model)
     _read(folder / PARAMETERS, parameters)
-    _read(folder / OPTIMIZER, optimizer_slots(optimizer, parameters))
+    if with_slots:
+        _read(folder / OPTIMIZER, optimizer_slots(optimizer, parameters))
     optimizer._learning_rate.step(state.step)
     return state
+
+
+@contextmanager
+def open_slots(folder: Path) -> Iterator[Callable[[str], np.ndarray]]:
+    """Gives what reads an array of the optimizer's state from the checkpoint in `folder`, by its name."""
+    file = SafetensorsFile(folder / OPTIMIZER)
+    try:
+        yield file.read
+    finally:
+        file.close()
 
 
 def optimizer_slots(
@@ -133,6 +154,15 @@ def optimizer_slots(
         for slot, tensors in optimizer._accumulators.items():
             slots[f"{name}/{slot}"] = tensors[key]
     return slots
+
+
+def forget_slots(optimizer: paddle.optimizer.Optimizer, parameter: paddle.Tensor) -> None:
+    """Free the state that `optimizer` holds for `parameter`."""
+    master = optimizer._master_weights.pop(parameter.name, None)
+    key = parameter.name if master is None else master.name
+    for slots in optimizer._accumulators.values():
+        slots.pop(key, None)
+    optimizer._already_create_accumulator.discard(parameter.name)
 
 
 def _take_name(beside: Path, folder: Path) -> None:
@@ -171,7 +201,7 @@ def _read_state(path: Path) -> TrainerState:
     return state
 
 
-def _write(path: Path, tensors: dict[str, paddle.Tensor]) -> None:
+def _write(path: Path, tensors: Mapping[str, paddle.Tensor]) -> None:
     specs = {name: (_dtype(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
     write_safetensors(path, specs, lambda name: tensors[name].numpy())
 

@@ -16,7 +16,7 @@ import paddle.distributed as dist
 from paddle import Tensor
 
 from paddle_llava.errors import LlavaError
-from paddle_llava.training.checkpoint import optimizer_slots
+from paddle_llava.training.checkpoint import forget_slots, optimizer_slots
 
 T = TypeVar("T")
 _LONGEST_MESSAGE = 2048
@@ -35,9 +35,11 @@ class World:
     tensor_parallel: int = 1
     peers: dist.collective.Group | None = None
     """The processes with the same part of the model in all replicas; None where that is all processes."""
+    in_step: bool = False
+    """Whether all processes compute each batch together, as those do that share parameters or gradients out."""
 
     @classmethod
-    def join(cls, tensor_parallel: int = 1) -> World:
+    def join(cls, tensor_parallel: int = 1, *, in_step: bool = False) -> World:
         """Join the processes that `paddle.distributed.launch` started; alone without it.
 
         Raises `LlavaError` when they cannot be divided into replicas of `tensor_parallel`.
@@ -50,13 +52,15 @@ class World:
             )
         if size == 1:
             return cls()
+        if tensor_parallel > 1 and in_step:
+            raise LlavaError('sharding: only "stage1" goes with a tensor_parallel_degree')
         if not dist.is_initialized():
             dist.init_parallel_env()
         rank, peers = dist.get_rank(), None
         if tensor_parallel > 1:
             groups = [dist.new_group(list(range(part, size, tensor_parallel))) for part in range(tensor_parallel)]
             peers = groups[rank % tensor_parallel]
-        return cls(rank, size, tensor_parallel, peers)
+        return cls(rank, size, tensor_parallel, peers, in_step)
 
     @property
     def replica(self) -> int:
@@ -79,7 +83,8 @@ class World:
 
     def any(self, here: bool) -> bool:
         """Whether it is so in any process that this one computes with."""
-        return here if self.tensor_parallel == 1 else self._sum_all(float(here))[0] > 0
+        alone = self.tensor_parallel == 1 and not self.in_step
+        return here if alone else self._sum_all(float(here))[0] > 0
 
     def _sum_all(self, *values: float) -> list[float]:
         if self.size == 1:
@@ -163,12 +168,7 @@ class ShardedOptimizer:
     def drop_others(self) -> None:
         """Free the state of the parameters that other replicas update."""
         for name in self._others():
-            parameter = self.parameters[name]
-            master = self.optimizer._master_weights.pop(parameter.name, None)
-            key = parameter.name if master is None else master.name
-            for slots in self.optimizer._accumulators.values():
-                slots.pop(key, None)
-            self.optimizer._already_create_accumulator.discard(parameter.name)
+            forget_slots(self.optimizer, self.parameters[name])
 
     def _others(self) -> list[str]:
         return [name for name, owner in self.owners.items() if owner != self.world.replica]

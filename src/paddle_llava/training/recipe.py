@@ -140,11 +140,14 @@ def train(
         if config.load_best_model_at_end:
             put_best_back(stepper, state.best_loss)
         put_together(model)
+        if stepper.group is not None:
+            stepper.group.gather_parameters(frozen=True)
         with interruption.held():
             world.together(lambda: None if quiet else write_result(output_dir, model, processor, config, total))
         if state.skipped:
             say(f"{state.skipped} records or batches could not be used and were skipped")
-        report("eval" if evaluates(config) else "train")
+        # The model of stage 3 stays cut up: no process can run it alone to ask it something.
+        report(None if config.sharding == "stage3" and world.in_step else "eval" if evaluates(config) else "train")
     return output_dir
 
 

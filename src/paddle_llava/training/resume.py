@@ -11,6 +11,7 @@ from paddle_llava.training.checkpoint import (
     TrainerState,
     checkpoint_folders,
     load_checkpoint,
+    open_slots,
     save_checkpoint,
 )
 from paddle_llava.training.config import TrainingConfig
@@ -44,6 +45,10 @@ def resume(stepper: Stepper) -> TrainerState:
     given, anew = config.resume_from_checkpoint, config.overwrite_output_dir
     found = [Path(given).expanduser()] if given is not None else [] if anew else checkpoint_folders(output_dir)
     state = load(stepper, found[-1]) if found else TrainerState(fixed=_fixed(config))
+    stepper.share_out()
+    if found and stepper.group is not None:
+        with open_slots(found[-1]) as read:
+            stepper.group.take_slots(read)
     removed = clear_result(output_dir, checkpoints=anew and given is None) if first else 0
     if removed:
         stepper.say(f"overwrite_output_dir: removed {removed} checkpoints of an earlier run")
@@ -54,7 +59,8 @@ def resume(stepper: Stepper) -> TrainerState:
 
 def load(stepper: Stepper, folder: Path) -> TrainerState:
     """Put the checkpoint in `folder` into the run; returns where it stood. Raises `LlavaError` when it does not fit."""
-    state = load_checkpoint(folder, stepper.model, stepper.optimizer, _fixed(stepper.config))
+    whole = not stepper.world.in_step
+    state = load_checkpoint(folder, stepper.model, stepper.optimizer, _fixed(stepper.config), with_slots=whole)
     restore_scaler(stepper.scaler, state.scaler)
     if stepper.sharded is not None:
         stepper.sharded.drop_others()
@@ -72,6 +78,10 @@ def save(
     state.scaler = scaler_state(stepper.scaler)
     if sharded is not None:
         sharded.gather()
+    slots = None
+    if stepper.group is not None:
+        stepper.group.gather_parameters()
+        slots = stepper.group.gather_slots()
 
     def adapter(to: Path) -> None:
         write_adapter(to, adapter_of(model, config), model.config)
@@ -79,7 +89,7 @@ def save(
     def write() -> None:
         if world.rank == 0:
             also = adapter if config.lora else None
-            save_checkpoint(folder, model, stepper.optimizer, state, keep=keep, also=also)
+            save_checkpoint(folder, model, stepper.optimizer, state, slots=slots, keep=keep, also=also)
 
     with whole(model, stepper.optimizer, world):
         world.together(write)

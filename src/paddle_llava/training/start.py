@@ -45,12 +45,13 @@ def start(
         from paddle_llava.training.parallel import World
         from paddle_llava.training.recipe import train
     say = say or tell
-    world = World.join(max(config.tensor_parallel_degree, 1))
+    check_sharding(config, device)
+    world = World.join(max(config.tensor_parallel_degree, 1), in_step=config.sharding in ("stage2", "stage3"))
     if world.rank:
         say = _silent
     for note in notes:
         say(note)
-    _check_supported(config, device, world)
+    _check_degree(config, world)
     asked = "float16" if config.fp16 else "bfloat16" if config.bf16 else "float32"
     dtype, notice = compute_dtype(asked)
     if notice:
@@ -79,15 +80,26 @@ def _silent(_: str) -> None:
     """For the processes beside the first."""
 
 
-def _check_supported(config: TrainingConfig, device: str, world: World) -> None:
-    if config.sharding in ("stage2", "stage3"):
-        where = "cannot run on a CPU" if device == "cpu" else "is not supported"
+def check_sharding(config: TrainingConfig, device: str) -> None:
+    """Raise `LlavaError` for a `sharding` that cannot be had on `device`, or not with the other settings."""
+    if not config.sharding:
+        return
+    if config.sharding == "stage1":
+        if config.fp16 and device != "cpu":
+            raise LlavaError('sharding: "stage1" does not go with fp16\'s loss scaling; use bf16, or "stage2"')
+        return
+    if device == "cpu":
         raise LlavaError(
-            f'sharding: {config.sharding} {where}; "stage1" splits the optimizer\'s state over the processes, and '
-            "recompute and lora save memory too"
+            f'sharding: {config.sharding} cannot run on a CPU, for Paddle has it for GPUs and NPUs only; "stage1" '
+            "shares the optimizer's state out, and recompute and lora save memory too"
         )
-    if config.sharding and config.fp16 and device != "cpu":
-        raise LlavaError('sharding: "stage1" does not go with fp16\'s loss scaling; use bf16')
+    if config.load_best_model_at_end:
+        raise LlavaError(f"load_best_model_at_end does not go with sharding: {config.sharding}; use stage1")
+    if config.sharding == "stage3" and (config.do_eval or config.evaluation_strategy != "no"):
+        raise LlavaError("sharding: stage3 cannot evaluate during the training; do so with its result afterwards")
+
+
+def _check_degree(config: TrainingConfig, world: World) -> None:
     if config.sharding and config.sharding_parallel_degree not in (-1, world.size):
         raise LlavaError(
             f"sharding_parallel_degree is {config.sharding_parallel_degree}, but this run has {world.size} processes; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.models.llava import LlavaNetwork
 from paddle_llava.training.allocator import keep_freed_memory
 from paddle_llava.training.config import TrainingConfig
+from paddle_llava.training.group_sharding import GroupSharding, with_picture
 from paddle_llava.training.loss_scale import loss_scaler
 from paddle_llava.training.optimizer import trainable
 from paddle_llava.training.parallel import ShardedOptimizer, World
@@ -52,9 +54,15 @@ class Stepper:
         keep_freed_memory()
         self.scaler = loss_scaler(dtype)
         shards = bool(config.sharding) and world.replicas > 1
-        self.sharded = ShardedOptimizer(optimizer, self.parameters, world) if shards else None
+        self.sharded = ShardedOptimizer(optimizer, self.parameters, world) if shards and not world.in_step else None
+        self.group: GroupSharding | None = None
         if world.tensor_parallel > 1:
             allow_split(optimizer)
+
+    def share_out(self) -> None:
+        """Share parameters or gradients out over the processes, if the run does; to be called once all are loaded."""
+        if self.world.in_step:
+            self.group = GroupSharding(self.config, self.model, self.optimizer, self.scaler, self.world)
 
     def step(self, step: int, stream: Iterator[Batch], stop_requested: Callable[[], bool]) -> Learnt | None:
         """Take step number `step` (from 1); None when a stop was requested in it, which leaves all as it was before.
@@ -73,8 +81,11 @@ class Stepper:
             if stopping:
                 break
             with _autocast(self.dtype, config.fp16_opt_level):
-                micro_loss = _loss(self.model, batch) / targets
+                micro_loss = self._loss(batch) / targets
             value = float(micro_loss)
+            if self.group is not None:
+                world.together(partial(self._refuse, [] if math.isfinite(value) else [batch], step, "loss"))
+                micro_loss = micro_loss * world.size  # of which Paddle takes the mean
             if math.isfinite(value):
                 self.scaler.scale(micro_loss).backward()
                 loss += value
@@ -85,7 +96,8 @@ class Stepper:
         lost_targets = sum(batch["num_targets"] for batch in lost)
         stops, loss, lost_targets, tokens, useful = world.sum(float(stopping), loss, lost_targets, tokens, useful)
         if stops:
-            self.optimizer.clear_grad(set_to_zero=False)
+            if self.group is None:
+                self.optimizer.clear_grad(set_to_zero=False)
             return None
         world.together(lambda: self._refuse(lost, step, "loss"))
         norm = self.update(lost_targets / targets if targets else 1.0)
@@ -98,10 +110,14 @@ class Stepper:
         return Learnt(loss * targets / max(kept, 1), counts, list(micro_batches[-1]["state"]), skipped)
 
     def update(self, lost: float = 0.0) -> float:
-        """Apply the gradients of all processes, clipped, unless there are none; returns their norm before clipping.
+        """Apply the gradients of all processes, clipped, unless there are none; returns their norm before clipping, 0
+        where Paddle shares them out and clips.
 
         `lost` is the share of the step's targets that gave no gradient; the others then weigh more.
         """
+        if self.group is not None:
+            self.group.step()
+            return 0.0
         self.world.sum_gradients(list(self.parameters.values()))
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         norm = 0.0
@@ -122,6 +138,11 @@ class Stepper:
         self.optimizer.clear_grad(set_to_zero=False)
         return norm
 
+    def _loss(self, batch: Batch) -> paddle.Tensor:
+        if self.group is None:
+            return self.model.loss(*_loss_inputs(batch))
+        return self.group.loss(*_loss_inputs(with_picture(batch, self.model)))
+
     def _refuse(self, lost: Sequence[Batch], step: int, what: str) -> None:
         """Raise `LlavaError` naming the records in `lost` whose loss or gradient is no number, unless such are skipped
         and the weights are sound."""
@@ -133,9 +154,10 @@ class Stepper:
                 f"step {step}: the weights are no longer numbers, the training has diverged; "
                 "lower learning_rate and go on from an earlier checkpoint"
             )
-        if self.config.on_bad_sample == "error":
+        if self.config.on_bad_sample == "error" or self.group is not None:
             raise LlavaError(
                 f"step {step}: the {what} is not a number for {records}; on_bad_sample: skip leaves such records out"
+                + (f", but not with sharding: {self.config.sharding}" if self.group is not None else "")
             )
 
     def _report_skipped(self, lost: Sequence[Batch], micro_batches: Sequence[Batch], step: int) -> int:
@@ -166,7 +188,7 @@ def evaluate(
                 if number % world.replicas != world.replica:
                     continue
                 with _autocast(dtype, config.fp16_opt_level):
-                    loss += float(_loss(model, batch))
+                    loss += float(model.loss(*_loss_inputs(batch)))
                 targets += batch["num_targets"]
         return loss, targets
 
@@ -175,9 +197,10 @@ def evaluate(
     return loss / max(targets, 1)
 
 
-def _loss(model: LlavaNetwork, batch: Batch) -> paddle.Tensor:
+def _loss_inputs(batch: Batch) -> tuple[Any, ...]:
+    """What `LlavaNetwork.loss` takes."""
     pixels = batch.get("pixel_values")
-    return model.loss(
+    return (
         paddle.to_tensor(batch["input_ids"]),
         paddle.to_tensor(batch["labels"]),
         paddle.to_tensor(batch["position_ids"]),
