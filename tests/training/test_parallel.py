@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from paddle_llava.data.batches import BatchSettings
 from paddle_llava.data.loader import Batches
 from paddle_llava.data.mixture import Mixture
 from paddle_llava.errors import LlavaError
+from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import TEMPLATES
 from paddle_llava.training.checkpoint import optimizer_slots
 from paddle_llava.training.config import TrainingConfig
+from paddle_llava.training.group_sharding import LEVELS, GroupSharding
+from paddle_llava.training.optimizer import build_optimizer, select_trainable
 from paddle_llava.training.parallel import ShardedOptimizer, World
-from paddle_llava.training.start import _check_supported
+from paddle_llava.training.start import _check_degree, check_sharding
 from training_runs import Runner, checkpoints, log, losses, weights, write_records, write_settings
 
 LLAVA = Path(sys.executable).with_name("llava")
@@ -37,11 +40,11 @@ ONE, TWO = {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 1
 
 
 @contextmanager
-def launched(settings: Path) -> Iterator[subprocess.Popen[str]]:
-    """Two processes that train; all of them have ended after the block."""
+def launched(settings: Path, *program: str) -> Iterator[subprocess.Popen[str]]:
+    """Two processes that train, by `program` or `llava finetune`; all of them have ended after the block."""
     with (settings.parent / "said.txt").open("w") as said:
         process = subprocess.Popen(
-            [*LAUNCH, str(LLAVA), "finetune", str(settings)],
+            [*LAUNCH, *(program or (str(LLAVA), "finetune")), str(settings)],
             cwd=settings.parent,
             stdout=said,
             stderr=said,
@@ -222,18 +225,75 @@ CONFIG: dict[str, Any] = {"model_name_or_path": "m", "dataset": {"train": [{"dat
 
 
 @pytest.mark.parametrize(
-    ("changes", "world", "said"),
+    ("changes", "device", "said"),
     [
-        ({"sharding": "stage2"}, World(0, 2), "stage2 cannot run on a CPU"),
-        ({"sharding": "stage3"}, World(0, 2), "stage3 cannot run on a CPU"),
-        ({"sharding": "stage1", "sharding_parallel_degree": 4}, World(0, 2), "this run has 2 processes"),
+        ({"sharding": "stage2"}, "cpu", "stage2 cannot run on a CPU"),
+        ({"sharding": "stage3"}, "cpu", "stage3 cannot run on a CPU"),
+        ({"sharding": "stage1", "fp16": True}, "gpu", "use bf16"),
+        ({"sharding": "stage2", "load_best_model_at_end": True}, "gpu", "use stage1"),
+        ({"sharding": "stage3", "evaluation_strategy": "epoch"}, "npu", "stage3 cannot evaluate"),
+        ({"sharding": "stage3"}, "gpu", ""),
+        ({"sharding": "stage2", "fp16": True, "evaluation_strategy": "steps"}, "npu", ""),
+        ({"sharding": "stage1"}, "cpu", ""),
+        ({"tensor_parallel_degree": 2}, "cpu", ""),
     ],
 )
-def test_what_is_not_supported_is_refused(changes: dict[str, Any], world: World, said: str) -> None:
-    with pytest.raises(LlavaError, match=said):
-        _check_supported(TrainingConfig.from_dict({**CONFIG, **changes}), "cpu", world)
+def test_what_sharding_cannot_be_is_refused(changes: dict[str, Any], device: str, said: str) -> None:
+    config = TrainingConfig.from_dict({**CONFIG, **changes})
+    with pytest.raises(LlavaError, match=said) if said else nullcontext():
+        check_sharding(config, device)
 
 
-@pytest.mark.parametrize("changes", [{"sharding": "stage1"}, {"tensor_parallel_degree": 1}, {"sharding": ""}])
-def test_what_is_supported(changes: dict[str, Any]) -> None:
-    _check_supported(TrainingConfig.from_dict({**CONFIG, **changes}), "cpu", World())
+def test_a_degree_must_be_that_of_the_run() -> None:
+    _check_degree(TrainingConfig.from_dict({**CONFIG, "sharding": "stage1"}), World(0, 2))
+    config = TrainingConfig.from_dict({**CONFIG, "sharding": "stage2", "sharding_parallel_degree": 4})
+    with pytest.raises(LlavaError, match="this run has 2 processes"):
+        _check_degree(config, World(0, 2))
+
+
+@pytest.mark.parametrize("stage", ["stage2", "stage3"])
+def test_what_paddle_is_asked_to_share_out(stage: str, demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def fake(*arguments: Any, **settings: Any) -> tuple[Any, ...]:
+        calls.append((arguments, settings))
+        return arguments[0], arguments[1], arguments[3]
+
+    monkeypatch.setattr("paddle.distributed.sharding.group_sharded_parallel", fake)
+    model = LlavaForConditionalGeneration.from_pretrained(demo_checkpoint)
+    config = TrainingConfig.from_dict({**CONFIG, "sharding": stage, "max_grad_norm": 0.5, "weight_decay": 0.1})
+    select_trainable(model, model.config, config)
+    optimizer, scaler = build_optimizer(model, config, 1), paddle.amp.GradScaler(enable=False)
+    GroupSharding(config, model, optimizer, scaler, World(0, 2, in_step=True))
+    [((layer, *rest), settings)] = calls
+    assert layer.model is model
+    assert rest == [optimizer, LEVELS[stage], scaler]
+    whole = settings["exclude_layer"]
+    assert id(model.vision_tower.layers[0].mlp.fc1) in whole
+    assert id(model.language_model.layers[0].mlp.up_proj) not in whole
+    assert optimizer._grad_clip.clip_norm == 0.5
+    name = model.lm_head.weight.name
+    assert optimizer._apply_decay_param_fun(f"slice@{name}")
+    assert not optimizer._apply_decay_param_fun(model.language_model.norm.weight.name)
+
+
+def test_stages_2_and_3_are_one_process_with_the_doubled_batch(run: Runner) -> None:
+    """As Paddle has them, over a CPU that passes for another device; stage 3 goes on from a checkpoint of its own.
+
+    The seed gives each step a picture on one side only.
+    """
+    changes = {"max_steps": 3, "seed": 6, "weight_decay": 0.1, "mm_projector_lr": 5e-4, "max_grad_norm": 0.5}
+    program = str(Path(__file__).with_name("like_a_device.py"))
+    two, three = (settings(run, stage, **changes, sharding=stage) for stage in ("stage2", "stage3"))
+    with launched(two, program) as first, launched(three, program) as second:
+        assert [first.wait(300), second.wait(300)] == [0, 0], logs(two) + logs(three)
+    one = run("one", **{**STEPS, **ONE, **changes})
+    for each in (two, three):
+        assert losses(each.parent / "out") == pytest.approx(losses(one), abs=2e-6)
+
+    resumed = settings(
+        run, "resumed", **changes, sharding="stage3", resume_from_checkpoint=str(three.parent / "out" / "checkpoint-2")
+    )
+    with launched(resumed, program) as process:
+        assert process.wait(300) == 0, logs(resumed)
+    assert losses(resumed.parent / "out") == pytest.approx(losses(one)[2:], abs=2e-6)
