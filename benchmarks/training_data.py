@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Case = Literal["equal", "mixed"]
+Case = Literal["equal", "mixed", "grouped"]
 FEATURES = 576
+DEVICES = 8  # of the published recipe
 WORDS = range(2000, 32000)  # beyond the tokenizer's own
 ANSWERED = 0.6  # of a sample's words
 IGNORED = -100
@@ -27,9 +28,27 @@ class Drawn(NamedTuple):
 
 
 def draw_samples(case: Case, count: int, image_token: int, random: np.random.Generator) -> list[Drawn]:
-    """`count` samples; of `mixed` ones, every sixteenth has no picture, which one of them being drawn."""
-    wordy = int(random.integers(16)) if case == "mixed" else -1
-    return [_draw(case, number % 16 != wordy, image_token, random) for number in range(count)]
+    """`count` samples; of `mixed` ones, every sixteenth has no picture, which one of them being drawn.
+
+    `grouped` ones are all with a picture or, every sixteenth time, all without, and a device's share of a larger batch.
+    """
+    wordy = -1 if case == "equal" else int(random.integers(16))
+    if case == "mixed":
+        return [_draw(case, number % 16 != wordy, image_token, random) for number in range(count)]
+    if case == "equal":
+        return [_draw(case, True, image_token, random) for _ in range(count)]
+    drawn = [_draw(case, wordy > 0, image_token, random) for _ in range(count * DEVICES)]
+    return _shares(drawn)[random.integers(DEVICES)]
+
+
+def _shares(samples: list[Drawn]) -> list[list[Drawn]]:
+    """`DEVICES` shares of `samples` that are even in sum, as `group_by_modality_length` of haotian-liu/LLaVA
+    (`split_to_even_chunks`) deals them: the longest first, each to the share that has least yet."""
+    shares: list[list[Drawn]] = [[] for _ in range(DEVICES)]
+    for sample in sorted(samples, key=lambda sample: -len(sample.labels)):
+        open_shares = [share for share in shares if len(share) < len(samples) // DEVICES]
+        min(open_shares, key=lambda share: sum(len(each.labels) for each in share)).append(sample)
+    return shares
 
 
 def _draw(case: Case, pictured: bool, image_token: int, random: np.random.Generator) -> Drawn:

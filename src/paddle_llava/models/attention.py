@@ -128,6 +128,7 @@ class _CausalAttention(PyLayer):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: list[list[int]]) -> Tensor:
         scaled = query * (1.0 / math.sqrt(query.shape[-1]))
+        value = value.contiguous()  # a transposed view, of which each block would be copied
         masks: dict[tuple[int, int], Tensor] = {}
         outputs, kept = [], []
         for row, head, rows, keys in _blocks(query.shape, lengths):
@@ -146,6 +147,7 @@ class _CausalAttention(PyLayer):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         scaled, key, value, output, *kept = ctx.saved_tensor()
+        gradient = gradient.contiguous()
         # A softmax's gradient is P * (dP - rowsum(dO * O)), and dP = dO V': the difference comes out of the product
         # by itself with one more column on either side.
         rest = -(gradient * output).sum(-1, keepdim=True)
