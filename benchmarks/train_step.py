@@ -13,9 +13,9 @@ features) beside a log-normal number of words' tokens (median 160, sigma 0.9, fr
 (median 700, sigma 0.7, from 64 to 2000). `equal` has one picture and 128 tokens in each.
 
 The samples of a `mixed` step are drawn at random, as LLaVA's trainer does with `group_by_modality_length` off.
-`grouped` (not measured unless named) draws them as it does with that setting on and 8 devices: all with a picture or all
-without, and of each large batch a share that is even in sum, not in length. The padding is then no less: of 8 padded
-samples' places 58% hold a token, 63% in `mixed`.
+`grouped` (not measured unless named) draws them as it does with that setting on and 8 devices: all with a picture or
+none with one, and of each large batch a share that is even in sum, not in length. The padding is then no less: of 8
+padded samples' places 58% hold a token, 63% in `mixed`.
 """
 
 from __future__ import annotations
