@@ -20,6 +20,7 @@ from paddle_llava.console import complain, note, progress_bar, tolerant_streams,
 from paddle_llava.demo.cli import demo_app
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.evaluation.cli import eval_app
+from paddle_llava.serving.cli import serve_command
 
 # Newer typers carry a copy of click and older ones use click itself; the class is found by this way in both.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -40,6 +41,7 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Work w
 app.add_typer(data_app, name="data")
 app.add_typer(demo_app, name="demo")
 app.add_typer(eval_app, name="eval")
+app.command("serve")(serve_command)
 
 ModelPath = Annotated[str | None, typer.Option(metavar="NAME|FOLDER", help="A published name, or a folder.")]
 ImageFiles = Annotated[

@@ -85,7 +85,9 @@ def _in_blocks(query: Tensor, keys: Tensor, values: Tensor, masks: list[Tensor],
     """Attention of `query` [1, heads, count, head_dim] from position `past` on."""
     count, first = query.shape[2], past // BLOCK
     last = first + len(masks) - 1
-    query = F.pad(query, [0, 0, 0, 0, past - first * BLOCK, (last + 1) * BLOCK - past - count, 0, 0], pad_from_left_axis=True)
+    query = F.pad(
+        query, [0, 0, 0, 0, past - first * BLOCK, (last + 1) * BLOCK - past - count, 0, 0], pad_from_left_axis=True
+    )
     outputs = []
     for block, mask in enumerate(masks):
         seen = (first + block + 1) * BLOCK

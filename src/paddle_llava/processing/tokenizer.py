@@ -141,6 +141,13 @@ class Tokenizer:
         known = token_id >= 0 and token_id not in self.special_ids
         return known and self._backend.id_to_token(token_id) is not None
 
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that a token stands for within text: `▁` is a space, `<0x0A>` a line break."""
+        piece = self._backend.id_to_token(token_id) or ""
+        if token_id in self.byte_ids:
+            return bytes([int(piece[3:5], 16)])
+        return (piece if token_id in self.special_ids else piece.replace(UNDERSCORE, " ")).encode()
+
     def stream(self) -> TextStream:
         """A reader of one answer, token by token."""
         return TextStream(self)

@@ -1,0 +1,296 @@
+"""The HTTP API: OpenAI's chat completions, and what an operator needs."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+
+from paddle_llava import __version__
+from paddle_llava.serving.answer import Piece
+from paddle_llava.serving.errors import ApiError, server_fault, shutting_down
+from paddle_llava.serving.guard import Guard
+from paddle_llava.serving.scheduler import Job
+from paddle_llava.serving.schema import (
+    AnswerMessage,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    ChoiceLogprobs,
+    ErrorAnswer,
+    Health,
+    Model,
+    ModelList,
+    PromptDetails,
+    Usage,
+    new_id,
+    now,
+)
+from paddle_llava.serving.service import Service
+from paddle_llava.serving.sse import DONE, event
+
+WEB = Path(__file__).parent / "web"
+PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
+        "connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+CLOSED_REQUEST = 499  # nginx's number for a client that has gone
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text}
+    for status, text in {
+        400: "Something in the request is not right; `param` names it.",
+        401: "The API key is missing or wrong.",
+        403: "The page that asks is of another origin.",
+        404: "There is no such model.",
+        408: "The body came too slowly.",
+        413: "The body is too large.",
+        415: "The body is not declared as JSON.",
+        429: "Too many requests are waiting; see `Retry-After`.",
+        500: "The model failed.",
+        503: "The server is shutting down.",
+        504: "The answer took too long.",
+    }.items()
+}
+
+
+def create_app(service: Service, *, api_key: str | None = None, origins: Sequence[str] = ()) -> Guard:
+    """The ASGI application. Pages of `origins`, beside its own, may use it in a browser."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        service.stop()
+
+    app = FastAPI(title="paddle-llava", version=__version__, lifespan=lifespan, redoc_url=None)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _fault)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.include_router(_v1(service, api_key))
+    app.include_router(_operation(service))
+    if WEB.is_dir():
+        app.mount("/", _Pages(directory=WEB, html=True))
+    _describe_body(app)
+    return Guard(app, service.metrics, origins)
+
+
+def _v1(service: Service, api_key: str | None) -> APIRouter:
+    router = APIRouter(prefix="/v1", dependencies=[Depends(_KeyCheck(api_key))], responses=_only(401, 403))
+    started = now()
+
+    @router.get("/models")
+    def models() -> ModelList:
+        """The one model that is here."""
+        return ModelList(data=[Model(id=service.name, created=started, max_model_len=service.context)])
+
+    @router.get("/models/{name:path}", responses=_only(404))
+    def model(name: str) -> Model:
+        if name != service.name:
+            message = f"the model {name[:100]!r} does not exist; this server has {service.name!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return models().data[0]
+
+    @router.post("/chat/completions", response_model=ChatCompletion, responses=ERRORS, openapi_extra=_BODY)
+    async def chat_completions(request: Request) -> Response:
+        """An answer to a conversation, whole or, with `stream`, as server-sent events."""
+        arrived = time.monotonic()
+        asked = await service.intake.chat_request(request)
+        job = await service.begin(asked, arrived)
+        request.state.job = job
+        if asked.stream:
+            events = _events(service, job, asked)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        gone = asyncio.ensure_future(_disconnected(request))
+        gone.add_done_callback(lambda _: _let_go(service, job))
+        try:
+            answer = await _whole(service, job, asked)
+        finally:
+            gone.cancel()
+        return JSONResponse(answer.model_dump())
+
+    return router
+
+
+def _operation(service: Service) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/health", responses=_only(503))
+    def health() -> Health:
+        """Whether requests are taken."""
+        if not service.scheduler.alive:
+            raise shutting_down()
+        return Health()
+
+    @router.get("/metrics", response_class=Response)
+    def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router
+
+
+class _Pages(StaticFiles):
+    """The web chat: nothing of it comes from, or goes to, another host."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers.update(PAGE_HEADERS)
+        return response
+
+
+def _only(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: ERRORS[status] for status in statuses}
+
+
+class _KeyCheck(HTTPBearer):
+    """Compares in constant time; without a key everybody may come in."""
+
+    def __init__(self, api_key: str | None) -> None:
+        super().__init__(auto_error=False, description="The key that the server was started with, if any.")
+        self._key = None if api_key is None else api_key.encode()
+
+    async def __call__(self, request: Request) -> HTTPAuthorizationCredentials | None:
+        given = await super().__call__(request)
+        if self._key is not None:
+            offered = (given.credentials if given else "").encode("utf-8", "surrogateescape")
+            if not hmac.compare_digest(offered, self._key):
+                raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+        return given
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+async def _whole(service: Service, job: Job, asked: ChatRequest) -> ChatCompletion:
+    text, logprobs, reason = "", [], None
+    async with aclosing(service.pieces(job)) as pieces:
+        async for piece in pieces:
+            text += piece.text
+            logprobs += piece.logprobs
+            reason = piece.finish_reason
+    assert reason is not None
+    choice = Choice(
+        message=AnswerMessage(content=text),
+        logprobs=ChoiceLogprobs(content=logprobs) if asked.logprobs else None,
+        finish_reason=reason,
+    )
+    return ChatCompletion(model=service.name, choices=[choice], usage=_usage(job))
+
+
+async def _events(service: Service, job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
+    wants_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    head: dict[str, Any] = {
+        "id": new_id(), "object": "chat.completion.chunk", "created": now(), "model": service.name
+    }  # fmt: skip
+    end = {"usage": None} if wants_usage else {}
+
+    def chunk(delta: dict[str, Any], piece: Piece) -> bytes:
+        logprobs = {"content": [x.model_dump() for x in piece.logprobs], "refusal": None} if piece.logprobs else None
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": piece.finish_reason}
+        return event(head | {"choices": [choice]} | end)
+
+    yield chunk({"role": "assistant", "content": ""}, Piece())
+    try:
+        async with aclosing(service.pieces(job)) as pieces:
+            async for piece in pieces:
+                if piece.text or piece.logprobs:
+                    yield chunk({"content": piece.text}, Piece(logprobs=piece.logprobs))
+                if piece.finish_reason:
+                    yield chunk({}, Piece(finish_reason=piece.finish_reason))
+        if wants_usage:
+            yield event(head | {"choices": [], "usage": _usage(job).model_dump()})
+    except ApiError as error:
+        yield event(error.body())
+    yield DONE
+
+
+def _usage(job: Job) -> Usage:
+    prompt, answer = len(job.prompt.ids), len(job.answer.token_ids)
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=answer,
+        total_tokens=prompt + answer,
+        prompt_tokens_details=PromptDetails(cached_tokens=job.cached_tokens),
+    )
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _let_go(service: Service, job: Job) -> None:
+    service.scheduler.cancel(job)
+    job.events.append(ApiError(CLOSED_REQUEST, "the client has gone"))
+    job.ready.set()
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    headers = error.headers() | ({"WWW-Authenticate": "Bearer"} if error.status == 401 else {})
+    if error.status in (408, 413, 429):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    body = ApiError(error.status_code, str(error.detail)).body()
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLOSED_REQUEST)
+
+
+async def _fault(_: Request, __: Exception) -> Response:
+    return JSONResponse(server_fault().body(), 500)
+
+
+# --- the OpenAPI page -----------------------------------------------------------------------------
+
+_REF = "#/components/schemas/{model}"
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": _REF.format(model="ChatRequest")}}},
+    }
+}
+
+
+def _describe_body(app: FastAPI) -> None:
+    """FastAPI would read bodies itself, whole and unbounded, if it knew their model; so it is told afterwards."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        page = generate()
+        schema = ChatRequest.model_json_schema(ref_template=_REF)
+        schemas = page["components"]["schemas"]
+        schemas |= schema.pop("$defs", {})
+        schemas["ChatRequest"] = schema
+        return page
+
+    app.openapi = openapi  # type: ignore[method-assign]
