@@ -44,10 +44,10 @@ class KVCache:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot copy {length} positions: the cache holds {self.length}")
         other = KVCache(len(self.keys))
-        if length:
-            for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+        for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            if length and key is not None and value is not None:
                 other.append(layer, key[:, :, :length], value[:, :, :length])
-            other.advance(length)
+        other.advance(length)
         return other
 
     def capacity(self, new: int) -> int:

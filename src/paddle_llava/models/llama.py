@@ -184,8 +184,8 @@ class LlamaDecoder(nn.Layer):
         """[batch, length, hidden_size] to the same shape, after the final norm.
 
         `position_ids` is int64 [batch or 1, length]. `valid` is bool [batch, past + length], False on padding; None
-        means that nothing is padded. With a `cache`, the new tokens follow those it holds and are added to it; with those
-        of several sequences `SideBySide`, each row is one token, [tokens, 1, hidden_size].
+        means that nothing is padded. With a `cache`, the new tokens follow those it holds and are added to it; of
+        several sequences `SideBySide` each row is a token, [tokens, 1, hidden_size].
         `lengths` are those of the samples packed into each row, which do not see each other.
         """
         length = inputs_embeds.shape[1]

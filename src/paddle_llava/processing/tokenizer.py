@@ -34,7 +34,8 @@ class Tokenizer:
     `special_tokens` maps the text of each special token to its id. `adds_bos` says whether a prompt begins
     with `bos_token_id`. `pad_token_id` falls back to the unknown token, as in the original LLaVA, then to the
     end token. `image_token_id` is None for the vocabulary of an original checkpoint. `vocab_size` counts the
-    added tokens too; the model's own may be larger (padded).
+    added tokens too; the model's own may be larger (padded). `longest_piece` is the most letters that a token can
+    stand for.
     """
 
     def __init__(self, raw: dict[str, Any], config: dict[str, Any], where: str) -> None:
@@ -84,6 +85,7 @@ class Tokenizer:
 
         pieces = self._backend.get_vocab(with_added_tokens=False)
         self.byte_ids = frozenset(index for piece, index in pieces.items() if BYTE_PIECE.fullmatch(piece))
+        self.longest_piece: int = max(map(len, pieces), default=1)
         words = (index for piece, index in pieces.items() if piece.isalnum() and piece not in special)
         anchor = next(words, None)
         if anchor is None:

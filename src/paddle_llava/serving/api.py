@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +14,11 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from paddle_llava import __version__
 from paddle_llava.serving.answer import Piece
@@ -79,7 +81,7 @@ def create_app(service: Service, *, api_key: str | None = None, origins: Sequenc
         yield
         service.stop()
 
-    app = FastAPI(title="paddle-llava", version=__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPIOffline(title="paddle-llava", version=__version__, lifespan=lifespan, redoc_url=None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _gone)
@@ -95,33 +97,31 @@ def create_app(service: Service, *, api_key: str | None = None, origins: Sequenc
 
 
 def _v1(service: Service, api_key: str | None) -> APIRouter:
-    router = APIRouter(prefix="/v1", dependencies=[Depends(_KeyCheck(api_key))], responses=_only(401, 403))
-    started = now()
+    router = APIRouter(prefix="/v1", dependencies=[Depends(_key_check(api_key))], responses=_only(401, 403))
+    served = Model(id=service.name, created=now(), max_model_len=service.context)
 
     @router.get("/models")
-    def models() -> ModelList:
+    async def models() -> ModelList:
         """The one model that is here."""
-        return ModelList(data=[Model(id=service.name, created=started, max_model_len=service.context)])
+        return ModelList(data=[served])
 
     @router.get("/models/{name:path}", responses=_only(404))
-    def model(name: str) -> Model:
+    async def model(name: str) -> Model:
         if name != service.name:
-            message = f"the model {name[:100]!r} does not exist; this server has {service.name!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
-        return models().data[0]
+            raise service.no_such_model(name)
+        return served
 
     @router.post("/chat/completions", response_model=ChatCompletion, responses=ERRORS, openapi_extra=_BODY)
     async def chat_completions(request: Request) -> Response:
         """An answer to a conversation, whole or, with `stream`, as server-sent events."""
         arrived = time.monotonic()
-        asked = await service.intake.chat_request(request)
-        job = await service.begin(asked, arrived)
+        async with service.intake.chat_request(request) as asked:
+            job = await service.begin(asked, arrived)
         request.state.job = job
         if asked.stream:
-            events = _events(service, job, asked)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return _EventStream(_events(service, job, asked), lambda: service.scheduler.cancel(job))
         gone = asyncio.ensure_future(_disconnected(request))
-        gone.add_done_callback(lambda _: _let_go(service, job))
+        gone.add_done_callback(lambda task: None if task.cancelled() else _let_go(service, job))
         try:
             answer = await _whole(service, job, asked)
         finally:
@@ -135,14 +135,14 @@ def _operation(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.get("/health", responses=_only(503))
-    def health() -> Health:
+    async def health() -> Health:
         """Whether requests are taken."""
         if not service.scheduler.alive:
             raise shutting_down()
         return Health()
 
     @router.get("/metrics", response_class=Response)
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -162,20 +162,19 @@ def _only(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: ERRORS[status] for status in statuses}
 
 
-class _KeyCheck(HTTPBearer):
+_BEARER = HTTPBearer(auto_error=False, description="The key that the server was started with, if any.")
+
+
+def _key_check(api_key: str | None) -> Callable[..., Awaitable[None]]:
     """Compares in constant time; without a key everybody may come in."""
 
-    def __init__(self, api_key: str | None) -> None:
-        super().__init__(auto_error=False, description="The key that the server was started with, if any.")
-        self._key = None if api_key is None else api_key.encode()
-
-    async def __call__(self, request: Request) -> HTTPAuthorizationCredentials | None:
-        given = await super().__call__(request)
-        if self._key is not None:
-            offered = (given.credentials if given else "").encode("utf-8", "surrogateescape")
-            if not hmac.compare_digest(offered, self._key):
+    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+        if api_key is not None:
+            offered = given.credentials if given else ""
+            if not hmac.compare_digest(offered.encode("utf-8", "surrogateescape"), api_key.encode()):
                 raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
-        return given
+
+    return check
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -197,7 +196,21 @@ async def _whole(service: Service, job: Job, asked: ChatRequest) -> ChatCompleti
     return ChatCompletion(model=service.name, choices=[choice], usage=_usage(job))
 
 
-async def _events(service: Service, job: Job, asked: ChatRequest) -> AsyncIterator[bytes]:
+class _EventStream(StreamingResponse):
+    """Server-sent events; `leave` is called at their end, also when the client has gone in the middle of one."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], leave: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
+async def _events(service: Service, job: Job, asked: ChatRequest) -> AsyncGenerator[bytes, None]:
     wants_usage = bool(asked.stream_options and asked.stream_options.include_usage)
     head: dict[str, Any] = {
         "id": new_id(), "object": "chat.completion.chunk", "created": now(), "model": service.name

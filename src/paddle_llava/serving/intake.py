@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +21,8 @@ from paddle_llava.serving.schema import ChatRequest
 
 FETCHES = 16
 DECODERS = 2
+# A larger body is parsed on a thread of its own, as it would hold up everybody's answers.
+SMALL_BODY = 2**16
 
 
 class Intake:
@@ -34,8 +38,12 @@ class Intake:
         self._fetchers.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    async def chat_request(self, request: Request) -> ChatRequest:
-        """The body of `request`, checked. Raises `ApiError`, and `ClientDisconnect`."""
+    @asynccontextmanager
+    async def chat_request(self, request: Request) -> AsyncIterator[ChatRequest]:
+        """The body of `request`, checked; its bytes count as held until the block is left.
+
+        Raises `ApiError`, and `ClientDisconnect`.
+        """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             # Else a page of any web site could send requests here: browsers let them post forms and plain text.
@@ -47,9 +55,12 @@ class Intake:
         try:
             try:
                 await asyncio.wait_for(self._read(request, body), self._limits.body_time)
-            except (TimeoutError, asyncio.TimeoutError):
+            except asyncio.TimeoutError:
                 raise ApiError(408, f"the body took longer than {self._limits.body_time:g} seconds") from None
-            return await asyncio.get_running_loop().run_in_executor(self._decoders, parse, bytes(body), self._limits)
+            if len(body) <= SMALL_BODY:
+                yield parse(bytes(body), self._limits)
+            else:
+                yield await asyncio.to_thread(parse, bytes(body), self._limits)
         finally:
             self._held_bytes -= len(body)
 
@@ -75,24 +86,24 @@ class Intake:
         """The pictures of `request`, in order. Raises `ApiError` naming the first that cannot be had."""
         wanted = image_urls(request.messages)
         if len(wanted) > self._limits.max_images:
-            raise ApiError(
-                400, f"{len(wanted)} pictures are more than the {self._limits.max_images} allowed", param="messages"
-            )
+            message = f"{len(wanted)} pictures are more than the {self._limits.max_images} allowed"
+            raise ApiError(400, message, param="messages")
+        return await _all([self._picture(place, url) for place, url in wanted])
+
+    async def _picture(self, place: str, url: str) -> Picture:
         loop = asyncio.get_running_loop()
+        try:
+            if url[:5].lower() == "data:":
+                return await loop.run_in_executor(self._decoders, self._from_data_uri, url)
+            if not url[:8].lower().startswith(("http://", "https://")):
+                raise LlavaError("only http(s) URLs and data URIs of the form data:image/…;base64,… are taken")
+            fetched = await loop.run_in_executor(self._fetchers, self._fetch, url)
+            return await loop.run_in_executor(self._decoders, self._decode, *fetched)
+        except LlavaError as error:
+            raise ApiError(400, f"{place}: {error}", param=place, code="invalid_image") from None
 
-        async def load(place: str, url: str) -> Picture:
-            try:
-                if url[:5].lower() == "data:":
-                    return await loop.run_in_executor(self._decoders, self._from_data_uri, url)
-                if not url[:8].lower().startswith(("http://", "https://")):
-                    raise LlavaError("only http(s) URLs and data URIs of the form data:image/…;base64,… are taken")
-                images, private = self._limits.images, self._limits.allow_private
-                fetched = await loop.run_in_executor(self._fetchers, lambda: fetch(url, images, allow_private=private))
-                return await loop.run_in_executor(self._decoders, self._decode, *fetched)
-            except LlavaError as error:
-                raise ApiError(400, f"{place}: {error}", param=place, code="invalid_image") from None
-
-        return await _all([load(place, url) for place, url in wanted])
+    def _fetch(self, url: str) -> tuple[bytes, str]:
+        return fetch(url, self._limits.images, allow_private=self._limits.allow_private)
 
     def _from_data_uri(self, uri: str) -> Picture:
         return self._decode(read_data_uri(uri, "the picture"))
@@ -101,11 +112,11 @@ class Intake:
         return picture(decode_image(data, "the picture", self._limits.images, content_type=content_type))
 
 
-async def _all(loads: Sequence[asyncio.Future[Picture] | object]) -> list[Picture]:
+async def _all(loads: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:
     """All of them; when one fails the others are let go."""
-    tasks = [asyncio.ensure_future(load) for load in loads]  # type: ignore[arg-type]
+    tasks = [asyncio.ensure_future(load) for load in loads]
     try:
-        return [await task for task in tasks]  # type: ignore[misc]
+        return list(await asyncio.gather(*tasks))
     finally:
         for task in tasks:
             task.cancel()
@@ -124,16 +135,25 @@ def parse(body: bytes, limits: ServingLimits) -> ChatRequest:
 
 
 def _first_fault(error: ValidationError) -> ApiError:
-    fault = error.errors(include_url=False, include_input=False)[0]
-    unions = ("system", "developer", "user", "assistant", "text", "image_url")
-    location = [str(part) for part in fault["loc"]]
-    place = ".".join(part for part in location if not part.startswith(("constrained-", "list[", "function-")))
+    # Where a text or a list may stand, both have been tried: the deepest fault is that of the one that was meant.
+    fault = max(error.errors(include_url=False, include_input=False), key=lambda fault: len(fault["loc"]))
+    place = _place(fault["loc"])
     if fault["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {str(fault['ctx']['error'])[:200]}")
     if fault["type"] == "extra_forbidden":
-        name = location[-1][:60]
-        known = ChatRequest.model_fields if len(location) == 1 else ()
-        message = f"unrecognized request argument {name!r}{did_you_mean(name, known)}"
-        return ApiError(400, message, param=place[:120], code="unknown_parameter")
-    del unions
-    return ApiError(400, f"{place[:120] or 'the body'}: {fault['msg'][:200]}", param=place[:120] or None)
+        name = str(fault["loc"][-1])[:60]
+        known = ChatRequest.model_fields if len(fault["loc"]) == 1 else ()
+        message = f"unrecognized request argument {name!a}{did_you_mean(name, known)}"
+        return ApiError(400, message, param=place, code="unknown_parameter")
+    return ApiError(400, f"{place or 'the body'}: {fault['msg'][:200]}", param=place or None)
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Without the names of what was tried: the member of a union after an index, or a type."""
+    steps, after_index = list[str](), False
+    for step in location:
+        is_tried = isinstance(step, str) and (after_index or step == "str" or not step.isidentifier())
+        after_index = isinstance(step, int)
+        if not is_tried:
+            steps.append(str(step))
+    return ".".join(steps)[:120]

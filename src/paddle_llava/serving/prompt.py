@@ -60,6 +60,12 @@ def image_urls(messages: Sequence[ChatMessage]) -> list[tuple[str, str]]:
     return found
 
 
+def text_length(message: ChatMessage) -> int:
+    """Letters of a message."""
+    content = message.content or ""
+    return len(content) if isinstance(content, str) else sum(len(x.text) for x in content if isinstance(x, TextPart))
+
+
 def build_prompt(messages: Sequence[ChatMessage], pictures: Sequence[Picture], processor: LlavaProcessor) -> Prompt:
     """The prompt up to where the answer begins. Raises `ApiError` for an order of messages that is none here."""
     template, turns = processor.template, list(messages)

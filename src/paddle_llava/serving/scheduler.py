@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_llava.errors import LlavaError
 from paddle_llava.generation.batch import BatchEngine, Work
 from paddle_llava.generation.generate import without_image_token
 from paddle_llava.serving.answer import Answer, Piece
@@ -62,6 +63,8 @@ class Scheduler:
         metrics: Metrics,
         notify: Callable[[list[Job]], None],
     ) -> None:
+        if limits.max_batch > engine.max_tokens // 2:
+            raise LlavaError(f"max_batch must be at most {engine.max_tokens // 2}, found {limits.max_batch}")
         self.engine = engine
         self.limits = limits
         self.metrics = metrics
@@ -95,15 +98,15 @@ class Scheduler:
             for job in [*self._running, *self._waiting]:
                 job.deadline = min(job.deadline, time.monotonic() + seconds)
 
-    def check_room(self) -> None:
-        """Raises `ApiError` 429 when no further job can be taken."""
+    def check_room(self, coming: int) -> None:
+        """Raises `ApiError` when no further job can be taken, with `coming` on their way here."""
         with self._changed:
-            self._check_room()
+            self._check_room(coming)
 
     def submit(self, job: Job) -> None:
         """Raises `ApiError` when the queue is full."""
         with self._changed:
-            self._check_room()
+            self._check_room(0)
             self._waiting.append(job)
             self._changed.notify()
 
@@ -123,10 +126,10 @@ class Scheduler:
         """How many run, and how many wait."""
         return len(self._running), len(self._waiting)
 
-    def _check_room(self) -> None:
+    def _check_room(self, coming: int) -> None:
         if not self.alive:
             raise shutting_down()
-        if len(self._running) + len(self._waiting) >= self.limits.max_batch + self.limits.max_queue:
+        if len(self._running) + len(self._waiting) + coming >= self.limits.max_batch + self.limits.max_queue:
             raise too_busy("too many requests are waiting; try again later", self._retry_after())
 
     def _retry_after(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,11 +15,11 @@ from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.processing.conversation import stop_token_ids
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.serving.answer import Answer, Piece
-from paddle_llava.serving.errors import ApiError
+from paddle_llava.serving.errors import ApiError, out_of_time
 from paddle_llava.serving.intake import Intake
 from paddle_llava.serving.limits import ServingLimits
 from paddle_llava.serving.metrics import Metrics
-from paddle_llava.serving.prompt import Picture, Prompt, build_prompt
+from paddle_llava.serving.prompt import Picture, Prompt, build_prompt, text_length
 from paddle_llava.serving.scheduler import Job, Pixels, Scheduler
 from paddle_llava.serving.schema import ChatRequest
 
@@ -55,7 +55,8 @@ class Service:
                 f"({self.context} tokens) takes {needed}"
             )
         self._stop_ids = stop_token_ids(processor.template, processor.tokenizer)
-        self._preparing = ThreadPoolExecutor(2, "prepare")
+        self._preparers = ThreadPoolExecutor(2, "prepare")
+        self._in_preparation = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
@@ -65,26 +66,43 @@ class Service:
     def stop(self) -> None:
         self.scheduler.stop()
         self.intake.close()
-        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._preparers.shutdown(wait=False, cancel_futures=True)
 
     def _wake(self, jobs: list[Job]) -> None:
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(lambda: [job.ready.set() for job in jobs])
+        self._loop.call_soon_threadsafe(_set_ready, jobs)
 
     async def begin(self, request: ChatRequest, arrived: float) -> Job:
         """The job of `request`, which waits or runs from now on. Raises `ApiError`."""
-        if request.model not in (None, self.name):
-            message = f"the model {request.model[:100]!r} does not exist; this server has {self.name!r}"  # type: ignore[index]
-            raise ApiError(404, message, param="model", code="model_not_found")
-        self.scheduler.check_room()
-        pictures = await self.intake.pictures(request)
-        self.metrics.pictures.inc(len(pictures))
-        loop = asyncio.get_running_loop()
-        job = await loop.run_in_executor(self._preparing, self._job, request, pictures, arrived)
+        if request.model is not None and request.model != self.name:
+            raise self.no_such_model(request.model)
+        self.scheduler.check_room(self._in_preparation)
+        self._in_preparation += 1
+        try:
+            job = await asyncio.wait_for(self._prepare(request, arrived), self.limits.request_time)
+        except asyncio.TimeoutError:
+            raise out_of_time(self.limits.request_time) from None
+        finally:
+            self._in_preparation -= 1
         self.scheduler.submit(job)
         return job
 
+    def no_such_model(self, name: str) -> ApiError:
+        message = f"the model {name[:100]!r} does not exist; this server has {self.name!r}"
+        return ApiError(404, message, param="model", code="model_not_found")
+
+    async def _prepare(self, request: ChatRequest, arrived: float) -> Job:
+        pictures = await self.intake.pictures(request)
+        self.metrics.pictures.inc(len(pictures))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._preparers, self._job, request, pictures, arrived)
+
     def _job(self, request: ChatRequest, pictures: list[Picture], arrived: float) -> Job:
+        letters = sum(map(text_length, request.messages))
+        if letters > self.context * self.processor.tokenizer.longest_piece:
+            # Not worth counting: that could take seconds.
+            message = f"{letters} letters are more than the model's {self.context} tokens can hold"
+            raise ApiError(400, message, param="messages", code="context_length_exceeded")
         try:
             prompt = build_prompt(request.messages, pictures, self.processor)
         except LlavaError as error:
@@ -127,7 +145,7 @@ class Service:
         pixels = self.processor.prepare_images([picture.image])
         return pixels["pixel_values"], np.asarray(pixels["image_sizes"])
 
-    async def pieces(self, job: Job) -> AsyncIterator[Piece]:
+    async def pieces(self, job: Job) -> AsyncGenerator[Piece, None]:
         """What has come since the last look, as one piece, again and again. Raises `ApiError` when it fails.
 
         Whoever leaves the loop early, or is cancelled in it, takes the job out.
@@ -152,3 +170,8 @@ class Service:
                     return
         finally:
             self.scheduler.cancel(job)
+
+
+def _set_ready(jobs: list[Job]) -> None:
+    for job in jobs:
+        job.ready.set()
