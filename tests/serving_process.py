@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ class Served:
     """A server process: its address, its log, what it holds, and a client for it."""
 
     def __init__(self, checkpoint: Path, *flags: str) -> None:
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (for as long as the process)
         environment = os.environ | {"PYTHONPATH": f"{SRC}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, HERE / "server_under_test.py", checkpoint, *flags],
@@ -40,6 +42,15 @@ class Served:
         self.port = int(line[0])
         self.url = f"http://127.0.0.1:{self.port}"
         self.chat = f"{self.url}/v1/chat/completions"
+        self._wait()
+
+    def _wait(self) -> None:
+        for _ in range(200):
+            with suppress(httpx.ConnectError):
+                httpx.get(f"{self.url}/health")
+                return
+            time.sleep(0.05)
+        pytest.fail(f"the server does not answer:\n{self.said()}")
 
     def client(self, **options: Any) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, **options})

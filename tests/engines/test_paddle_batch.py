@@ -1,7 +1,8 @@
-"""Sequences side by side: what each says does not depend, to the bit, on who runs with it or on what was known before."""
+"""Sequences side by side: to the bit, what each says does not depend on who runs with it or what was known before."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_as_the_other_engine_says(
     for ids, rows in zip(prompts, alone, strict=True):
         other.reset()
         assert np.abs(other.prefill({"input_ids": ids[None]})[0] - rows[0]).max() < 1e-4
-        for before, row in zip(rows, rows[1:], strict=False):
+        for before, row in pairwise(rows):
             assert np.abs(other.decode(np.array([before.argmax()]))[0] - row).max() < 1e-4
 
 

@@ -1,9 +1,10 @@
-"""Everything that a client can do wrong, by mistake or on purpose: each is answered or cut off, and afterwards the server
-answers as before, with the memory, the files and the slots that it had before."""
+"""Everything that a client can do wrong, by mistake or on purpose: each is answered or cut off.
+
+And afterwards the server answers as before, with the memory, the files and the slots that it had before.
+"""
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import re
@@ -14,7 +15,6 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -198,8 +198,12 @@ ANSWERED: dict[str, tuple[Callable[[Served], Answer], int, str]] = {
 }  # fmt: skip
 
 
+SEEN: set[str] = set()  # of this run
+
+
 @pytest.mark.parametrize("fault", ANSWERED)
 def test_it_is_answered(served: Served, fault: str) -> None:
+    SEEN.add(fault)
     send, status, message = ANSWERED[fault]
     answer = send(served)
     assert answer.status == status, answer.body[:300]
@@ -251,7 +255,7 @@ def read(connection: socket.socket) -> Answer:
         while chunk := connection.recv(65536):
             received += chunk
     head, _, rest = received.partition(b"\r\n\r\n")
-    return Answer(int(head.split()[1]) if head else 0, rest)
+    return Answer(int(head.split()[1]) if head.startswith(b"HTTP/") else 0, rest)
 
 
 def exchange(served: Served, data: bytes) -> Answer:
@@ -328,19 +332,15 @@ def test_idle_connections_are_closed(served: Served) -> None:
 
 
 def test_more_connections_than_allowed(served: Served) -> None:
-    crowd = []
-    try:
-        for _ in range(80):
-            crowd.append(connect(served))
-        for connection in crowd:
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        statuses = {read(connection).status for connection in crowd}
-        assert 503 in statuses
-        assert statuses <= {0, 200, 503}
-    finally:
-        for connection in crowd:
-            connection.close()
-    assert httpx.get(f"{served.url}/health").status_code == 200
+    crowd = [connect(served) for _ in range(42)]
+    statuses = []
+    for connection in reversed(crowd):
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        statuses.append(read(connection).status)
+        connection.close()
+    assert 503 in statuses
+    assert set(statuses) <= {0, 200, 503}
+    wait_for(lambda: httpx.get(f"{served.url}/health").status_code == 200)
 
 
 # --- clients that leave -------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def test_readers_who_do_not_read_hold_up_nobody(served: Served) -> None:
     crowd = [connect(served) for _ in range(4)]
     for connection in crowd:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        connection.sendall(request({"messages": [user("Hi")], "max_tokens": 200, "stream": True}))
+        connection.sendall(request({"messages": [user("Hi")], "max_tokens": 60, "stream": True}))
     assert served.post(**QUESTION).status_code == 200
     wait_for(lambda: at_rest(served), 20)
     for connection in crowd:
@@ -476,22 +476,25 @@ def test_one_that_fails_takes_nobody_along(served: Served) -> None:
     assert [answer["choices"] for answer in answers] == [expected] * 4
 
 
-def test_nothing_is_left_behind(demo_checkpoint: Path, web: Any) -> None:
-    """A new server, warmed up by all faults once, has after a second time what it had before."""
-    served = Served(demo_checkpoint, "--web", str(web.server_port))
-    try:
-        expected = served.post(**QUESTION).json()["choices"]
+def test_nothing_is_left_behind(served: Served) -> None:
+    """What the server holds is the same before and after all faults, once it has seen them (and has its buffers)."""
+    expected = served.post(**QUESTION).json()["choices"]
+    if not set(ANSWERED) <= SEEN:
         _all_faults(served)
-        before = served.memory(), served.files()
-        _all_faults(served)
-        after = served.memory(), served.files()
-        assert served.post(**QUESTION).json()["choices"] == expected
-        assert at_rest(served)
-        assert served.metric("llava_cache_reserved_bytes") == 0
-        assert after[0] <= before[0] * 1.05, [round(x / MIB) for x in (before[0], after[0])]
-        assert after[1] <= before[1] + 2
-    finally:
-        assert served.stop() == 0
+    _come_to_rest(served)
+    before = served.memory(), served.files()
+    _all_faults(served)
+    _come_to_rest(served)
+    after = served.memory(), served.files()
+    assert served.post(**QUESTION).json()["choices"] == expected
+    assert served.metric("llava_cache_reserved_bytes") == 0
+    assert after[0] <= before[0] * 1.05, [round(x / MIB) for x in (before[0], after[0])]
+    assert after[1] <= before[1] + 2
+
+
+def _come_to_rest(served: Served) -> None:
+    wait_for(lambda: at_rest(served), 20)
+    time.sleep(0.5)
 
 
 def _all_faults(served: Served) -> None:
@@ -500,6 +503,3 @@ def _all_faults(served: Served) -> None:
     for leave in STAGES.values():
         with connect(served) as connection:
             leave(connection)
-    wait_for(lambda: at_rest(served))
-    gc.collect()
-    time.sleep(0.5)

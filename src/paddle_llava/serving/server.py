@@ -60,13 +60,12 @@ def serve(
     limits = service.limits
     config = uvicorn.Config(
         create_app(service, api_key=api_key, origins=origins),
-        http=bounded(limits.header_time),
+        http=bounded(limits.max_connections, limits.header_time),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=limits.max_connections,
         timeout_keep_alive=round(limits.idle_time),
         timeout_graceful_shutdown=round(limits.drain_time) + 2,
     )
