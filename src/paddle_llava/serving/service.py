@@ -27,7 +27,7 @@ from paddle_llava.serving.schema import ChatRequest
 class Service:
     """One model for many users. `start` must be called in the event loop that answers them.
 
-    `temperature` and `top_p` are for requests that name none.
+    `temperature` is for requests that name none.
     """
 
     def __init__(
@@ -38,13 +38,12 @@ class Service:
         limits: ServingLimits,
         *,
         temperature: float = 0.2,
-        top_p: float = 1.0,
     ) -> None:
         self.processor = processor
         self.name = name
         self.limits = limits
         self.context = processor.config.text.max_position_embeddings
-        self.temperature, self.top_p = temperature, top_p
+        self.defaults = SamplingParams(temperature=temperature)  # which checks it
         self.metrics = Metrics()
         self.intake = Intake(limits)
         self.scheduler = Scheduler(engine, limits, self.metrics, self._wake)
@@ -128,8 +127,8 @@ class Service:
         stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
         return SamplingParams(
             max_new_tokens=min(asked, self.limits.max_tokens, room),
-            temperature=self.temperature if request.temperature is None else request.temperature,
-            top_p=self.top_p if request.top_p is None else request.top_p,
+            temperature=self.defaults.temperature if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
             top_k=request.top_k or 0,
             repetition_penalty=request.repetition_penalty or 1.0,
             stop=tuple(stop),
