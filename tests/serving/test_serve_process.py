@@ -80,7 +80,7 @@ def test_who_may_ask_from_a_browser(guarded: Served) -> None:
 
 
 def test_sigterm_drains(guarded: Served) -> None:
-    """What is nearly done is done, what takes longer than allowed is told, nobody new comes in; then it ends, with 0."""
+    """What is nearly done is done, what takes longer than allowed is told, nobody new comes in; it ends with 0."""
     streams: dict[str, list[Any]] = {"short": [], "long": []}
 
     def ask(name: str, text: str, tokens: int) -> None:
