@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import json
-import os
+import logging
 import socket
 import subprocess
 import sys
@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 from PIL import Image
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # Paddle has everybody's lines printed
 
 QUESTIONS = (
     "What is in the picture?",
@@ -218,7 +220,3 @@ async def _ask(
 
 
 _USAGE = {"stream_options": {"include_usage": True}}
-
-
-def cores() -> int:
-    return os.cpu_count() or 1

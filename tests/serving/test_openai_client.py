@@ -185,6 +185,9 @@ def test_errors_are_those_of_openai(client: OpenAI, served: Served) -> None:
 
 
 def test_nothing_of_a_request_is_logged(client: OpenAI, served: Served) -> None:
+    secret = user("confidential words", "http://pictures.test/picture?confidential")
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model=MODEL, messages=[secret], max_tokens=2)
     client.chat.completions.create(model=MODEL, messages=[user("confidential words")], max_tokens=2)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("confidential-model")

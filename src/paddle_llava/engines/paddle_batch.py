@@ -59,7 +59,7 @@ class PaddleBatchEngine:
         lasts += [lasts[-1]] * (FEWEST_LOGITS - len(lasts))
         with paddle.no_grad():
             embeds = self.network.embed(_column(ids, rows), features)
-            hidden = self.network.language_model(embeds, _column(positions, rows), cache=SideBySide(spans))
+            hidden = self.network.language_model(embeds, _column(positions, rows), cache=SideBySide(spans, rows))
             logits = self.network.logits(paddle.gather(hidden[:, 0], paddle.to_tensor(lasts)))
             return logits.astype("float32").numpy()[: len(work)]
 

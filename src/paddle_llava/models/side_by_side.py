@@ -9,6 +9,7 @@ to 256 rows, see `tests/engines/test_paddle_batch.py`), and attention never sees
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import paddle
@@ -38,11 +39,12 @@ class Span(NamedTuple):
 class SideBySide:
     """The caches of one step's sequences: `attend` runs a layer's attention, `advance` ends the step.
 
-    Rows after the last span are padding.
+    `rows` counts the rows of the batch; those after the last span are padding.
     """
 
-    def __init__(self, spans: list[Span]) -> None:
+    def __init__(self, spans: list[Span], rows: int) -> None:
         self._spans = spans
+        self._padding = rows - spans[-1].end
         self._masks = [_masks(span) for span in spans]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -52,17 +54,21 @@ class SideBySide:
         """
         query = query * (1.0 / math.sqrt(query.shape[-1]))
         outputs = []
-        for (cache, start, end, alone), masks in zip(self._spans, self._masks, strict=True):
-            rows = [x[start:end] if alone else x[start:end].transpose([2, 1, 0, 3]) for x in (query, key, value)]
-            keys, values = cache.append(layer, rows[1], rows[2])
-            if alone:
-                outputs.append(_attend(rows[0], keys, values, masks[0]))
+        for span, masks, rows in zip(self._spans, self._masks, self._rows(query, key, value), strict=False):
+            own = rows if span.alone else [x.transpose([2, 1, 0, 3]) for x in rows]
+            keys, values = span.cache.append(layer, own[1], own[2])
+            if span.alone:
+                outputs.append(_attend(own[0], keys, values, masks[0]))
             else:
-                outputs.append(_in_blocks(rows[0], keys, values, masks, cache.length).transpose([2, 1, 0, 3]))
-        padding = query.shape[0] - self._spans[-1].end
-        if padding:
-            outputs.append(paddle.zeros([padding, *query.shape[1:]], dtype=query.dtype))
+                outputs.append(_in_blocks(own[0], keys, values, masks, span.cache.length).transpose([2, 1, 0, 3]))
+        if self._padding:
+            outputs.append(paddle.zeros([self._padding, *query.shape[1:]], dtype=query.dtype))
         return paddle.concat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _rows(self, *tensors: Tensor) -> zip[tuple[Tensor, ...]]:
+        """The rows of each span, of all tensors, and those of the padding."""
+        counts = [span.end - span.start for span in self._spans] + ([self._padding] if self._padding else [])
+        return zip(*(x.split(counts) if len(counts) > 1 else [x] for x in tensors), strict=True)
 
     def advance(self, count: int) -> None:
         """Mark the new tokens as used, after every layer has appended them. `count` is that of a row, 1."""
@@ -75,10 +81,18 @@ def _masks(span: Span) -> list[Tensor]:
     past, count = span.cache.length, span.end - span.start
     if span.alone:
         keys = -(-(past + 1) // CHUNK) * CHUNK
-        return [paddle.where(paddle.arange(keys) <= past, 0.0, MASKED)]
+        edge = _edge(keys)
+        return [edge[keys - past - 1 :][:keys]]
     own = paddle.where(paddle.arange(BLOCK) <= paddle.arange(BLOCK).unsqueeze(-1), 0.0, MASKED)
     first, last = past // BLOCK, (past + count - 1) // BLOCK
     return [paddle.concat([paddle.zeros([BLOCK, block * BLOCK]), own], axis=1) for block in range(first, last + 1)]
+
+
+@cache
+def _edge(keys: int) -> Tensor:
+    """`keys` zeros and as many `MASKED`: every mask of one query is a part of it, and making one anew takes longer than
+    the attention of a small model."""
+    return paddle.concat([paddle.zeros([keys]), paddle.full([keys], MASKED)])
 
 
 def _in_blocks(query: Tensor, keys: Tensor, values: Tensor, masks: list[Tensor], past: int) -> Tensor:
@@ -98,15 +112,21 @@ def _in_blocks(query: Tensor, keys: Tensor, values: Tensor, masks: list[Tensor],
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Of a scaled `query` [1, heads, queries, head_dim]; `mask` [queries or none, keys]."""
+    """Of a scaled `query` [1, heads, queries, head_dim]; `mask` is [queries or none, keys].
+
+    Written for as few operations as can be: with a small model that is what a token's time goes to.
+    """
     _, heads, queries, head_dim = query.shape
     kv_heads, keys = key.shape[1], mask.shape[-1]
     if key.shape[2] != keys:
         key, value = key[:, :, :keys], value[:, :, :keys]
-    scores = paddle.matmul(query.reshape([1, kv_heads, -1, head_dim]), key, transpose_y=True).astype("float32")
-    if queries == 1 or heads == kv_heads:
-        scores = scores + mask
+        mask = mask[..., : key.shape[2]]  # where a cache is exactly as long as what it holds
+    if heads != kv_heads:
+        query = query.reshape([1, kv_heads, -1, head_dim])
+        mask = mask if queries == 1 else mask.tile([heads // kv_heads, 1])
+    scores = paddle.matmul(query, key, transpose_y=True)
+    if scores.dtype == paddle.float32:
+        output = paddle.matmul(F.softmax(scores.add_(mask)), value)
     else:
-        scores = (scores.reshape([1, heads, queries, keys]) + mask).reshape([1, kv_heads, -1, keys])
-    output = paddle.matmul(F.softmax(scores).astype(value.dtype), value)
-    return output.reshape([1, heads, queries, head_dim])
+        output = paddle.matmul(F.softmax(scores.astype("float32") + mask).astype(value.dtype), value)
+    return output if heads == kv_heads else output.reshape([1, heads, queries, head_dim])

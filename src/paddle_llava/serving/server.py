@@ -96,8 +96,8 @@ def log_to_stderr(debug: bool) -> None:
     handler.setFormatter(logging.Formatter("llava: %(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.handlers = [handler]
     log.propagate = False
-    # uvicorn's own lines are told by us, or quote what a client sent.
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
+    for other in ("uvicorn", "httpx", "httpcore"):  # their lines quote addresses and what clients sent
+        logging.getLogger(other).setLevel(logging.CRITICAL + 1)
 
 
 def free_memory() -> int:
