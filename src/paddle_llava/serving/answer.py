@@ -35,7 +35,6 @@ class Answer:
         top_logprobs: int | None,
     ) -> None:
         self.token_ids: list[int] = []
-        self.finished = False
         self._tokenizer = tokenizer
         self._params = params
         self._sampler = Sampler(params, prompt_ids)
@@ -46,11 +45,6 @@ class Answer:
 
     def draw(self, logits: np.ndarray) -> Piece:
         """The next token from `logits` float32 [vocab_size]. After a piece with a `finish_reason` there is no more."""
-        piece = self._draw(logits)
-        self.finished = piece.finish_reason is not None
-        return piece
-
-    def _draw(self, logits: np.ndarray) -> Piece:
         token = self._sampler.sample(logits)
         if token in self._stop_ids:
             return Piece(self._filter.push(self._stream.finish()) + self._filter.finish(), finish_reason="stop")

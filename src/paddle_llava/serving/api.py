@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from paddle_llava import __version__
 from paddle_llava.serving.answer import Piece
-from paddle_llava.serving.errors import ApiError, server_fault, shutting_down
+from paddle_llava.serving.errors import CLOSED_REQUEST, ApiError, server_fault, shutting_down
 from paddle_llava.serving.guard import Guard
 from paddle_llava.serving.scheduler import Job
 from paddle_llava.serving.schema import (
@@ -41,7 +41,7 @@ from paddle_llava.serving.schema import (
     now,
 )
 from paddle_llava.serving.service import Service
-from paddle_llava.serving.sse import DONE, event
+from paddle_llava.serving.sse import DONE, STILL_HERE, event
 
 WEB = Path(__file__).parent / "web"
 PAGE_HEADERS = {
@@ -53,7 +53,6 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-CLOSED_REQUEST = 499  # nginx's number for a client that has gone
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
@@ -171,7 +170,7 @@ def _key_check(api_key: str | None) -> Callable[..., Awaitable[None]]:
     async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
         if api_key is not None:
             offered = given.credentials if given else ""
-            if not hmac.compare_digest(offered.encode("utf-8", "surrogateescape"), api_key.encode()):
+            if not hmac.compare_digest(offered.encode("latin-1", "replace"), api_key.encode()):  # as it was sent
                 raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     return check
@@ -228,6 +227,8 @@ async def _events(service: Service, job: Job, asked: ChatRequest) -> AsyncGenera
             async for piece in pieces:
                 if piece.text or piece.logprobs:
                     yield chunk({"content": piece.text}, Piece(logprobs=piece.logprobs))
+                elif not piece.finish_reason:
+                    yield STILL_HERE
                 if piece.finish_reason:
                     yield chunk({}, Piece(finish_reason=piece.finish_reason))
         if wants_usage:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+CLOSED_REQUEST = 499  # nginx's number for a client that has gone
+
 
 class ApiError(Exception):
     """An answer that is an error: HTTP `status`, and OpenAI's `type`, `param` and `code`.

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from paddle_llava.serving.errors import ApiError
+from paddle_llava.serving.errors import CLOSED_REQUEST, ApiError
 from paddle_llava.serving.metrics import Metrics
 
 log = logging.getLogger("paddle_llava.serving")
@@ -44,6 +44,7 @@ class Guard:
                 seen.status = message["status"]
             seen.sent += len(message.get("body", b""))
             await send(message)
+            seen.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             if not self._may_ask(scope):
@@ -51,7 +52,7 @@ class Guard:
             else:
                 await self.app(scope, counted_receive, counted_send)
         except ClientDisconnect:
-            seen.status = seen.status or 499
+            pass
         except Exception as error:
             self._metrics.fault(error)
         finally:
@@ -70,13 +71,13 @@ class Guard:
     def _tell(self, scope: Scope, seen: _Seen, seconds: float) -> None:
         route = scope.get("route")
         path = getattr(route, "path", None) or "other"
-        self._metrics.requests.labels(path, seen.status or 499).inc()
+        self._metrics.requests.labels(path, seen.status or CLOSED_REQUEST).inc()
+        if not seen.complete or seen.status == CLOSED_REQUEST:
+            self._metrics.disconnects.inc()
         job = scope["state"].get("job")
         if job is None:
             log.info("%s %s: %d bytes in, %d out, %.3f s", seen.status, path, seen.received, seen.sent, seconds)
             return
-        if not job.answer.finished:
-            self._metrics.disconnects.inc()
         log.info(
             "%s %s: %d bytes in, %d out, %.3f s; %d pictures, %d tokens (%d cached), %d generated",
             seen.status, path, seen.received, seen.sent, seconds,
@@ -89,6 +90,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.status: int | None = None
+        self.complete = False
         self.received = 0
         self.sent = 0
 

@@ -23,6 +23,8 @@ from paddle_llava.serving.prompt import Picture, Prompt, build_prompt, text_leng
 from paddle_llava.serving.scheduler import Job, Pixels, Scheduler
 from paddle_llava.serving.schema import ChatRequest
 
+QUIET_SECONDS = 15.0
+
 
 class Service:
     """One model for many users. `start` must be called in the event loop that answers them.
@@ -145,13 +147,17 @@ class Service:
         return pixels["pixel_values"], np.asarray(pixels["image_sizes"])
 
     async def pieces(self, job: Job) -> AsyncGenerator[Piece, None]:
-        """What has come since the last look, as one piece, again and again. Raises `ApiError` when it fails.
+        """What has come since the last look, as one piece, again and again; an empty one after QUIET_SECONDS without.
 
-        Whoever leaves the loop early, or is cancelled in it, takes the job out.
+        Raises `ApiError` when the answer fails. Whoever leaves the loop early, or is cancelled in it, takes the job
+        out.
         """
+        loop = asyncio.get_running_loop()
         try:
             while True:
+                timer = loop.call_later(QUIET_SECONDS, job.ready.set)
                 await job.ready.wait()
+                timer.cancel()
                 job.ready.clear()
                 together = Piece()
                 while job.events:

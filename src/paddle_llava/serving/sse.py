@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 DONE = b"data: [DONE]\n\n"
+STILL_HERE = b": still here\n\n"  # a comment, for proxies that would give up while a long prompt is run
 
 
 def event(content: dict[str, Any]) -> bytes:
