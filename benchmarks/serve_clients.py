@@ -53,9 +53,11 @@ class Server(NamedTuple):
     model: str
     process: subprocess.Popen[bytes]
 
-    def metric(self, name: str) -> float:
+    def metrics(self) -> dict[str, float]:
+        """Those without labels, at one moment."""
         page = httpx.get(f"{self.url}/metrics", timeout=30).text
-        return sum(float(x.rpartition(" ")[2]) for x in page.splitlines() if x.split("{")[0].split(" ")[0] == name)
+        pairs = [line.split() for line in page.splitlines() if not line.startswith("#") and "{" not in line]
+        return {name: float(value) for name, value in pairs}
 
 
 @contextmanager
