@@ -2,8 +2,9 @@
 
     python benchmarks/serve_soak.py [--minutes 10] [--clients 8] [--model-path FOLDER]
 
-The memory for keys and values is set low, so that it is full soon. Eight clients hold conversations without a pause, and one more leaves in the middle of each of its answers. Exits with 1
-when memory grows by more than 5 % after the first fifth of the time, or when afterwards anything still runs.
+Eight clients hold conversations without a pause, and one more leaves in the middle of each of its answers. The memory
+for keys and values is set low, so that it is full soon. Exits with 1 when memory grows by more than 5 % after the first
+fifth of the time, or when afterwards anything still runs.
 """
 
 from __future__ import annotations

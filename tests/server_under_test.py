@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llava.chat import open_session
+from paddle_llava import LlavaForConditionalGeneration, LlavaProcessor
 from paddle_llava.engines.paddle_batch import PaddleBatchEngine
 from paddle_llava.generation.batch import Work
-from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.serving.limits import ServingLimits
 from paddle_llava.serving.server import listen, log_to_stderr, serve
 from paddle_llava.serving.service import Service
@@ -110,11 +109,11 @@ def main() -> None:
     options = parser.parse_args()
     lead_names_to(options.web)
     log_to_stderr(False)
-    session = open_session(options.checkpoint, SamplingParams())
-    tokenizer = session.processor.tokenizer
+    processor = LlavaProcessor.from_pretrained(options.checkpoint)
+    tokenizer = processor.tokenizer
     marks = [tokenizer.encode_stretch(f" {word}", follows="text")[0] for word in (FAILS, SLEEPS)]
-    engine = Engine(PaddleBatchEngine(session.engine.network), *marks)
-    service = Service(engine, session.processor, "llava-test", LIMITS, temperature=0.0)
+    engine = Engine(PaddleBatchEngine(LlavaForConditionalGeneration.from_pretrained(options.checkpoint)), *marks)
+    service = Service(engine, processor, "llava-test", LIMITS, temperature=0.0)
     with listen("127.0.0.1", 0) as listener:
         print(listener.getsockname()[1], os.getpid(), flush=True)
         serve(service, listener, api_key=options.api_key, origins=options.origin)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_llava.chat import open_session
+from paddle_llava import LlavaForConditionalGeneration, LlavaProcessor
 from paddle_llava.engines.paddle_batch import PaddleBatchEngine
-from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.serving.limits import ServingLimits
 from paddle_llava.serving.schema import ChatRequest
 from paddle_llava.serving.service import Service
@@ -23,9 +22,8 @@ QUESTIONS = ["What is it?", "Describe this picture.", "Which colours are there, 
 
 
 def service(checkpoint: Path, limits: ServingLimits = LIMITS) -> Service:
-    session = open_session(str(checkpoint), SamplingParams())
-    engine = PaddleBatchEngine(session.engine.network)  # type: ignore[attr-defined]
-    return Service(engine, session.processor, "llava-test", limits)
+    engine = PaddleBatchEngine(LlavaForConditionalGeneration.from_pretrained(checkpoint))
+    return Service(engine, LlavaProcessor.from_pretrained(checkpoint), "llava-test", limits)
 
 
 def requests(count: int) -> list[dict[str, Any]]:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import uvicorn
 
-from paddle_llava.chat import open_session
-from paddle_llava.console import note
+from paddle_llava.console import importing_paddle, note, progress_bar
+from paddle_llava.device import compute_dtype, default_dtype, select_device
 from paddle_llava.errors import LlavaError
 from paddle_llava.generation.sampling import SamplingParams
+from paddle_llava.pretrained import find_pretrained
+from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.serving.api import create_app
 from paddle_llava.serving.connection import bounded
 from paddle_llava.serving.limits import ServingLimits
@@ -40,17 +42,25 @@ def open_service(
 
     Without `own_cache_size` the keys and values may take a quarter of the memory that is free once it is loaded.
     """
-    session = open_session(
-        model_path, SamplingParams(), conv_mode=conv_mode, dtype=dtype, device=device, lora_path=lora_path
-    )
-    from paddle_llava.engines.paddle_batch import PaddleBatchEngine
-
-    engine = PaddleBatchEngine(session.engine.network)  # type: ignore[attr-defined]
+    SamplingParams(temperature=temperature)  # whatever can be wrong is found before weights are read
+    with importing_paddle():
+        select_device(device)
+        from paddle_llava.engines.paddle_batch import PaddleBatchEngine
+        from paddle_llava.llava import LlavaForConditionalGeneration
+    dtype = dtype or default_dtype()
+    compute_dtype(dtype)
+    pretrained = find_pretrained(model_path)
+    processor = LlavaProcessor.from_pretrained(pretrained.folder, conv_mode=conv_mode)
+    name = name or os.path.basename(os.path.abspath(model_path))
+    with progress_bar(f"loading {name}") as progress:
+        model = LlavaForConditionalGeneration.from_pretrained(
+            pretrained.folder, dtype=dtype, lora_path=lora_path, progress=progress
+        )
+    engine = PaddleBatchEngine(model)
     if not own_cache_size:
         one = engine.bytes_per_token * engine.config.text.max_position_embeddings
         limits = replace(limits, cache_bytes=max(free_memory() // 4, 2 * one))
-    name = name or os.path.basename(os.path.abspath(model_path))
-    return Service(engine, session.processor, name, limits, temperature=temperature)
+    return Service(engine, processor, name, limits, temperature=temperature)
 
 
 def serve(
