@@ -52,7 +52,9 @@ def list_samples() -> list[dict[str, Any]]:
 def sample_picture(name: str) -> Response:
     if name not in samples():
         raise HTTPException(404, "no such picture")
-    return Response(samples()[name].read(), media_type="image/jpeg", headers=HEADERS | {"Cache-Control": "max-age=3600"})
+    return Response(
+        samples()[name].read(), media_type="image/jpeg", headers=HEADERS | {"Cache-Control": "max-age=3600"}
+    )
 
 
 @router.post("/web/boxes")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from paddle_llava.demo.scenes import Scene, draw_scene
 SEEDS = (17, 4, 2, 21, 33, 18, 26)
 SIZE = (640, 480)
 _PHOTOS = Path(demo.__file__).parent / "photos"
-_DESCRIBE = {"en": "Describe this picture.", "zh": "描述这张照片"}
-_OF_BUS = {
-    "en": ("Give the coordinates of the bus.", "What colour is the bus?", "How many cars are there?"),
-    "zh": ("给出公交车位置的坐标", "公交车是什么颜色？", "图中有几辆汽车？"),
+_DESCRIBE: dict[Language, str] = {"en": "Describe this picture.", "zh": "描述这张照片"}
+_OF_BUS: dict[Language, tuple[str, ...]] = {
+    "en": (_DESCRIBE["en"], "Give the coordinates of the bus.", "What colour is the bus?", "How many cars are there?"),
+    "zh": (_DESCRIBE["zh"], "给出公交车位置的坐标", "公交车是什么颜色？", "图中有几辆汽车？"),
 }
-_OF_PHOTOS = {
-    "china.jpg": {"en": ("What place is this?",), "zh": ("这是什么地方？",)},
-    "flower.jpg": {"en": ("What colour is the flower?",), "zh": ("花是什么颜色？",)},
+_OF_PHOTOS: dict[str, dict[Language, tuple[str, ...]]] = {
+    "china.jpg": {"en": (_DESCRIBE["en"], "What place is this?"), "zh": (_DESCRIBE["zh"], "这是什么地方？")},
+    "flower.jpg": {"en": (_DESCRIBE["en"], "What colour is the flower?"), "zh": (_DESCRIBE["zh"], "花是什么颜色？")},
 }
 
 
@@ -33,33 +33,31 @@ class Sample:
     """`questions` in each language say the same; `read` gives the picture as JPEG."""
 
     name: str
-    questions: dict[str, tuple[str, ...]]
+    questions: Mapping[Language, Sequence[str]]
     read: Callable[[], bytes]
 
 
 @cache
 def samples() -> dict[str, Sample]:
     """By name, which is that of a file."""
-    bus = document_scene(SIZE)
-    scenes = {f"street-{seed}.jpg": draw_scene(seed, size=SIZE, split="heldout") for seed in SEEDS}
     found = [
-        _sample("bus.jpg", _OF_BUS, lambda: _jpeg(bus)),
-        *(_sample(name, _asked(scene), lambda scene=scene: _jpeg(scene)) for name, scene in scenes.items()),
-        *(_sample(name, questions, (_PHOTOS / name).read_bytes) for name, questions in _OF_PHOTOS.items()),
+        Sample("bus.jpg", _OF_BUS, partial(_jpeg, document_scene(SIZE))),
+        *map(_drawn, SEEDS),
+        *(Sample(name, questions, (_PHOTOS / name).read_bytes) for name, questions in _OF_PHOTOS.items()),
     ]
     return {sample.name: sample for sample in found}
 
 
-def _sample(name: str, questions: dict[str, tuple[str, ...]], read: Callable[[], bytes]) -> Sample:
-    return Sample(name, {language: (_DESCRIBE[language], *questions[language]) for language in LANGUAGES}, read)
+def _drawn(seed: int) -> Sample:
+    scene = draw_scene(seed, size=SIZE, split="heldout")
+    questions = {language: [_DESCRIBE[language], *_asked(scene, language)] for language in LANGUAGES}
+    return Sample(f"street-{seed}.jpg", questions, partial(_jpeg, scene))
 
 
-def _asked(scene: Scene) -> dict[str, tuple[str, ...]]:
-    def put(language: Language) -> tuple[str, ...]:
-        turns = (dialogue(scene, 0, language, "train", turns=1, kinds=(kind,)) for kind in ("box", "count", "colour"))
-        return tuple(turn.question for (turn,) in filter(None, turns))
-
-    return {language: put(language) for language in LANGUAGES}
+def _asked(scene: Scene, language: Language) -> Iterator[str]:
+    for kind in ("box", "count", "colour"):
+        for turn in dialogue(scene, 0, language, "train", turns=1, kinds=(kind,)):
+            yield turn.question
 
 
 def _jpeg(scene: Scene) -> bytes:
