@@ -7,13 +7,11 @@ import hmac
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -24,6 +22,7 @@ from paddle_llava import __version__
 from paddle_llava.serving.answer import Piece
 from paddle_llava.serving.errors import CLOSED_REQUEST, ApiError, server_fault, shutting_down
 from paddle_llava.serving.guard import Guard
+from paddle_llava.serving.page import add_web_chat
 from paddle_llava.serving.scheduler import Job
 from paddle_llava.serving.schema import (
     AnswerMessage,
@@ -42,17 +41,8 @@ from paddle_llava.serving.schema import (
 )
 from paddle_llava.serving.service import Service
 from paddle_llava.serving.sse import DONE, STILL_HERE, event
+from paddle_llava.transcript import Shown, boxes_of
 
-WEB = Path(__file__).parent / "web"
-PAGE_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; "
-        "connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
@@ -89,8 +79,7 @@ def create_app(service: Service, *, api_key: str | None = None, origins: Sequenc
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.include_router(_v1(service, api_key))
     app.include_router(_operation(service))
-    if WEB.is_dir():
-        app.mount("/", _Pages(directory=WEB, html=True))
+    add_web_chat(app)
     _describe_body(app)
     return Guard(app, service.metrics, origins)
 
@@ -148,15 +137,6 @@ def _operation(service: Service) -> APIRouter:
     return router
 
 
-class _Pages(StaticFiles):
-    """The web chat: nothing of it comes from, or goes to, another host."""
-
-    def file_response(self, *arguments: Any, **options: Any) -> Response:
-        response = super().file_response(*arguments, **options)
-        response.headers.update(PAGE_HEADERS)
-        return response
-
-
 def _only(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: ERRORS[status] for status in statuses}
 
@@ -188,7 +168,7 @@ async def _whole(service: Service, job: Job, asked: ChatRequest) -> ChatCompleti
             reason = piece.finish_reason
     assert reason is not None
     choice = Choice(
-        message=AnswerMessage(content=text),
+        message=AnswerMessage(content=text, boxes=_boxes(job, text)),
         logprobs=ChoiceLogprobs(content=logprobs) if asked.logprobs else None,
         finish_reason=reason,
     )
@@ -222,20 +202,29 @@ async def _events(service: Service, job: Job, asked: ChatRequest) -> AsyncGenera
         return event(head | {"choices": [choice]} | end)
 
     yield chunk({"role": "assistant", "content": ""}, Piece())
+    text = ""
     try:
         async with aclosing(service.pieces(job)) as pieces:
             async for piece in pieces:
+                text += piece.text
                 if piece.text or piece.logprobs:
                     yield chunk({"content": piece.text}, Piece(logprobs=piece.logprobs))
                 elif not piece.finish_reason:
                     yield STILL_HERE
                 if piece.finish_reason:
-                    yield chunk({}, Piece(finish_reason=piece.finish_reason))
+                    boxes = _boxes(job, text)
+                    yield chunk({"boxes": boxes} if boxes else {}, Piece(finish_reason=piece.finish_reason))
         if wants_usage:
             yield event(head | {"choices": [], "usage": _usage(job).model_dump()})
     except ApiError as error:
         yield event(error.body())
     yield DONE
+
+
+def _boxes(job: Job, text: str) -> list[list[float]] | None:
+    """Those that an answer names, mapped to its picture here, so that no client has to know the frame."""
+    size = job.prompt.last_size
+    return boxes_of(text, Shown("", size[1], size[0])) or None if size else None
 
 
 def _usage(job: Job) -> Usage:

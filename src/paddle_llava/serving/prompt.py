@@ -41,12 +41,14 @@ def picture(image: Image.Image) -> Picture:
 @dataclass(frozen=True)
 class Prompt:
     """`ids` int64 [tokens], and `keys` of the same shape, which are equal exactly where what is run is equal: the
-    image tokens of a picture are its key. `starts` and `counts` say where each picture's tokens are."""
+    image tokens of a picture are its key. `starts` and `counts` say where each picture's tokens are, and `last_size`
+    is (height, width) of the last."""
 
     ids: np.ndarray
     keys: np.ndarray
     starts: tuple[int, ...]
     counts: tuple[int, ...]
+    last_size: tuple[int, int] | None
 
 
 def image_urls(messages: Sequence[ChatMessage]) -> list[tuple[str, str]]:
@@ -134,4 +136,5 @@ def _expanded(token_ids: list[int], counts: list[int], pictures: Sequence[Pictur
         else:
             ids.append(token)
             keys.append(token)
-    return Prompt(np.array(ids, np.int64), np.array(keys, np.int64), tuple(starts), tuple(counts))
+    last_size = pictures[-1].size if pictures else None
+    return Prompt(np.array(ids, np.int64), np.array(keys, np.int64), tuple(starts), tuple(counts), last_size)

@@ -129,6 +129,9 @@ class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
+    boxes: list[list[float]] | None = Field(
+        None, description="Not OpenAI's: the boxes that the answer names, in pixels of the picture shown last."
+    )
 
 
 FinishReason = Literal["stop", "length"]

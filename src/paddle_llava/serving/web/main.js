@@ -106,7 +106,7 @@ async function put(exchange) {
   const start = performance.now();
   let first = null;
   try {
-    const body = { model: $("model").textContent, messages: conversation.messages(settings.systemText), ...settings.sampling };
+    const body = { messages: conversation.messages(settings.systemText), ...settings.sampling };
     for await (const piece of server.answer(body, { key: settings.key, signal: mine.signal })) {
       if (piece.text) {
         first ??= performance.now();
@@ -114,6 +114,7 @@ async function put(exchange) {
         renderPiece(piece.text);
       } else {
         exchange.reason = piece.reason ?? "stop";
+        exchange.boxes = piece.boxes;
         exchange.figures = figures(piece.usage, first - start, performance.now() - first);
       }
     }
@@ -124,9 +125,6 @@ async function put(exchange) {
   }
   if (answering === mine) answering = null;
   if (conversation.last !== exchange || answering) return; // it was asked anew meanwhile
-  const picture = conversation.pictureOf(conversation.exchanges.length - 1);
-  if (picture && exchange.answer) exchange.boxes = await server.boxes(exchange.answer, picture).catch(() => []);
-  if (conversation.last !== exchange || answering) return;
   render();
   const drawn = exchange.boxes.length ? word("boxes", exchange.boxes.length) : "";
   $("status").textContent = exchange.error ?? `${exchange.answer} ${drawn}`;
@@ -287,15 +285,9 @@ function say(wanted) {
 async function showSamples() {
   samples = await server.samples().catch(() => []);
   $("samples").replaceChildren(
-    ...samples.map(({ image, name, questions }) => {
-      const take = async () => {
-        const response = await fetch(image);
-        const picture = await readPicture(await response.blob(), name);
-        waiting = [picture];
-        render();
-        focus();
-      };
-      const node = view.element("button", { type: "button", click: take }, view.element("img", { src: image, alt: "", loading: "lazy" }));
+    ...samples.map(({ name, questions }) => {
+      const picture = view.element("img", { src: server.samplePath(name), alt: "", loading: "lazy" });
+      const node = view.element("button", { type: "button", click: () => takeSample(name) }, picture);
       node.dataset.en = `${name}: ${questions.en[0]}`;
       node.dataset.zh = `${name}：${questions.zh[0]}`;
       label(node, node.dataset[language]);
@@ -303,6 +295,16 @@ async function showSamples() {
     }),
   );
   renderComposer();
+}
+
+async function takeSample(name) {
+  try {
+    waiting = [await readPicture(await server.sample(name), name)];
+  } catch (error) {
+    notice(error.message);
+  }
+  render();
+  focus();
 }
 
 async function showModel() {

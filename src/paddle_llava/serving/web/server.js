@@ -1,4 +1,4 @@
-// What the page asks of the server: OpenAI's API, and two small things beside it. Addresses are relative, so that the
+// What the page asks of the server: OpenAI's API, and pictures to try. Addresses are relative, so that the
 // page works under any path of a proxy.
 import { word } from "./words.js";
 
@@ -33,24 +33,29 @@ export async function modelName(key) {
   return (await (await request("v1/models", { key })).json()).data[0].id;
 }
 
-/** Pictures to try: `{ image, name, questions: { en, zh } }`. */
+/** Pictures to try: `{ name, questions: { en, zh } }`. */
 export async function samples() {
-  return (await request("web/samples")).json();
+  return (await request("samples")).json();
 }
 
-/** The boxes that `text` names, in pixels of a picture of that size: [[x1, y1, x2, y2], ...]. */
-export async function boxes(text, { width, height }) {
-  return (await (await request("web/boxes", { body: { text, width, height } })).json()).boxes;
+/** One of them, as a blob. */
+export async function sample(name) {
+  return (await request(samplePath(name))).blob();
+}
+
+export function samplePath(name) {
+  return `samples/${encodeURIComponent(name)}`;
 }
 
 /**
- * An answer as it comes: yields `{ text }` pieces, and at last `{ reason, usage }`. Throws `ServerError`, or what
- * `signal` aborts with.
+ * An answer as it comes: yields `{ text }` pieces, and at last `{ reason, boxes, usage }`, the boxes in pixels of the
+ * picture that was shown last: [[x1, y1, x2, y2], ...]. Throws `ServerError`, or what `signal` aborts with.
  */
 export async function* answer(body, { key, signal }) {
   const streamed = { ...body, stream: true, stream_options: { include_usage: true } };
   const response = await request("v1/chat/completions", { key, signal, body: streamed });
   let reason = null;
+  let boxes = [];
   let usage = null;
   let ended = false;
   for await (const data of events(response.body)) {
@@ -62,11 +67,12 @@ export async function* answer(body, { key, signal }) {
     if (chunk.error) throw new ServerError(chunk.error.message || word("broken"));
     const [choice] = chunk.choices ?? [];
     reason = choice?.finish_reason ?? reason;
+    boxes = choice?.delta?.boxes ?? boxes;
     usage = chunk.usage ?? usage;
     if (choice?.delta?.content) yield { text: choice.delta.content };
   }
   if (!ended && !reason) throw new ServerError(word("broken"));
-  yield { reason, usage };
+  yield { reason, boxes, usage };
 }
 
 /** The data of each event of a text/event-stream (WHATWG HTML, 9.2.6); its other fields have no use here. */
