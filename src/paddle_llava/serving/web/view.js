@@ -75,7 +75,7 @@ export function question({ text, pictures }, actions) {
   const item = element(
     "li",
     { class: "mine" },
-    element("h3", { class: "unseen" }, word("you")),
+    element("h2", { class: "unseen" }, word("you")),
     pictures.length ? element("div", { class: "pictures" }, ...pictures.map((it) => figure(it, [], actions.large))) : null,
     element("div", { class: "said" }, button("edit", word("edit"), () => editing(item, text, actions.edit)), bubble),
   );
@@ -121,7 +121,7 @@ export function isEnter(event) {
 export function answer(exchange, picture, isLast, actions) {
   const { answer: text, boxes, reason, error, figures } = exchange;
   const item = element("li", { class: "theirs", "aria-busy": reason === null ? "true" : null });
-  item.append(element("h3", { class: "unseen" }, word("model")), element("img", { class: "mark", src: "icon.svg", alt: "" }));
+  item.append(element("h2", { class: "unseen" }, word("model")), element("img", { class: "mark", src: "icon.svg", alt: "" }));
   const body = element("div", { class: "body" }, element("div", { class: "text" }, text));
   if (reason === null) {
     body.firstChild.append(element("i", { class: "cursor" }));
