@@ -134,7 +134,7 @@ async function put(exchange) {
 /** What is told of an answer: tokens, seconds to the first, tokens a second after it. */
 function figures(usage, first, rest) {
   const tokens = usage?.completion_tokens;
-  if (!tokens || tokens < 2 || !(rest > 0)) return null;
+  if (!(tokens > 1 && rest > 100)) return null; // milliseconds: of less no speed can be told
   return [tokens, (first / 1000).toFixed(2), ((1000 * (tokens - 1)) / rest).toFixed(0)];
 }
 
