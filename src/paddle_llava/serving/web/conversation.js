@@ -51,8 +51,10 @@ export class Conversation {
 
   /** Forget the answers from exchange `number` on, and what was asked after it, which is asked as `text`. */
   again(number, text = this.exchanges[number].text) {
-    this.exchanges.length = number + 1;
-    return Object.assign(this.last, { text, ...unanswered() });
+    const { pictures } = this.exchanges[number];
+    this.exchanges.length = number;
+    this.exchanges.push({ text, pictures, ...unanswered() });
+    return this.last;
   }
 
   clear() {

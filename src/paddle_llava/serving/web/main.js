@@ -33,6 +33,7 @@ function render() {
   $("new-chat").hidden = exchanges.length === 0;
   renderComposer();
   toEnd();
+  if (document.activeElement === document.body) focus(); // what had it may be gone
 }
 
 function renderComposer() {
@@ -102,6 +103,7 @@ async function put(exchange) {
   answering?.abort();
   const mine = (answering = new AbortController());
   $("status").textContent = word("answering");
+  conversation.keep();
   render();
   const start = performance.now();
   let first = null;
