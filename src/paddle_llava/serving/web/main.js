@@ -57,7 +57,7 @@ function renderComposer() {
 function suggestions() {
   const picture = waiting.at(-1) ?? conversation.pictureOf(conversation.exchanges.length);
   if (!picture || answering) return [];
-  const own = samples.find((sample) => sample.name === picture.name)?.questions[language];
+  const own = samples.find((sample) => sample.name === picture.sample)?.questions[language];
   if (!own && conversation.exchanges.length) return [];
   const asked = new Set(conversation.exchanges.map((exchange) => exchange.text));
   return (own ?? word("ask")).filter((text) => !asked.has(text)).slice(0, 3);
@@ -70,7 +70,7 @@ function renderPiece(text) {
 }
 
 function toEnd(smoothly = false) {
-  if (isAtEnd) $("scroll").scrollTo({ top: $("scroll").scrollHeight, behavior: smoothly ? "smooth" : "instant" });
+  if (conversation.last && isAtEnd) $("scroll").scrollTo({ top: $("scroll").scrollHeight, behavior: smoothly ? "smooth" : "instant" });
 }
 
 function showLarge(picture, boxes) {
@@ -301,7 +301,7 @@ async function showSamples() {
 
 async function takeSample(name) {
   try {
-    waiting = [await readPicture(await server.sample(name), name)];
+    waiting = [{ ...(await readPicture(await server.sample(name), name)), sample: name }];
   } catch (error) {
     notice(error.message);
   }
