@@ -238,12 +238,14 @@ def test_training_records_are_read(page: Path) -> None:
         assert read_record(json.loads(record)).images == ("bus.jpg",)
 
 
-@pytest.mark.parametrize("page", [ROOT / "docs/chat.md", ROOT / "docs/zh/chat.md"], ids=page_id)
-def test_all_flags_of_chat_are_told(page: Path) -> None:
+@pytest.mark.parametrize("name", ["docs/chat.md", "docs/zh/chat.md", "docs/serving.md"])
+def test_all_flags_are_told(name: str) -> None:
     group: Any = typer.main.get_command(app)
-    flags = {name for option in group.commands["chat"].params for name in option.opts if name.startswith("--")}
-    table = "\n".join(line for line in prose(page).splitlines() if line.startswith("| `--"))
-    assert set(re.findall(r"--[a-z0-9-]+", table)) == flags - {"--help"}
+    command = group.commands["serve" if name == "docs/serving.md" else "chat"]
+    flags = {name for option in command.params for name in option.opts if name.startswith("--")}
+    rows = [line for line in prose(ROOT / name).splitlines() if line.startswith("| `--")]
+    told = re.findall(r"--[a-z0-9-]+", "\n".join(row.split("|")[1] for row in rows))
+    assert set(told) == flags - {"--help"}
 
 
 def test_every_page_is_listed_once() -> None:

@@ -20,6 +20,7 @@ from paddle_llava.console import complain, note, progress_bar, tolerant_streams,
 from paddle_llava.demo.cli import demo_app
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.evaluation.cli import eval_app
+from paddle_llava.serving.cli import serve_command
 
 # Newer typers carry a copy of click and older ones use click itself; the class is found by this way in both.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -40,6 +41,7 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Work w
 app.add_typer(data_app, name="data")
 app.add_typer(demo_app, name="demo")
 app.add_typer(eval_app, name="eval")
+app.command("serve")(serve_command)
 
 ModelPath = Annotated[str | None, typer.Option(metavar="NAME|FOLDER", help="A published name, or a folder.")]
 ImageFiles = Annotated[
@@ -145,6 +147,13 @@ def chat_command(
     draw: Annotated[
         str | None, typer.Option(metavar="OUT.png", help="Draw the boxes of an answer into a copy of its picture.")
     ] = None,
+    batch: Annotated[
+        Path | None, typer.Option(metavar="IN.jsonl", help="Answer the questions of this file, many at a time.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="OUT.jsonl", help="Where their answers go; a stopped run goes on.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions of a file asked at a time.")] = 16,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
@@ -153,6 +162,7 @@ def chat_command(
     At a terminal, /help lists the commands. In a pipe, each line of stdin is a question (or a command), answers go to
     stdout and everything else to stderr; the exit code is 2 if any question failed.
     """
+    from paddle_llava.batch import open_batch, run_batch
     from paddle_llava.chat import Chat, is_interactive, open_picture, open_session
     from paddle_llava.drawing import picture_path
     from paddle_llava.generation.sampling import SamplingParams
@@ -172,11 +182,18 @@ def chat_command(
         seed=seed,
     )
     dtype = _one_dtype(dtype, fp16, bf16)
+    if batch or out:
+        for flag, value in {"--image-file": image_file, "--draw": draw, "--json": as_json}.items():
+            if value:
+                raise LlavaError(f"{flag} has no meaning with --batch: the records have pictures of their own")
+        questions = open_batch(batch, out, model_path, prompt or [])
     drawing = picture_path(draw, "--draw") if draw is not None else None
     pictures = [open_picture(source) for source in image_file or ()]
     session = open_session(
         model_path, params, conv_mode=conv_mode, system=system, dtype=dtype, device=device, lora_path=lora_path
     )
+    if batch or out:
+        return run_batch(questions, session, batch_size)
     interactive = is_interactive() and not prompt and not as_json
     chat = Chat(session, pictures, model=model_path, with_roles=interactive, as_json=as_json, debug=debug, draw=drawing)
     if interactive:

@@ -1,4 +1,4 @@
-"""The forms of a training record -> pictures, messages and system text.
+"""The forms of a training record, or of a question like one, -> pictures, messages and system text.
 
     {"image": "a.jpg", "conversations": [["<image>\\nWhat is it?", "A bus."], ["Which colour?", "Red."]]}
     {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
@@ -15,6 +15,10 @@ part of a content list (whose parts stand on lines of their own), is ordinary te
 like structure.
 
 A conversation may begin with a system text. An answer before the first question is dropped, as in the original.
+
+A record to be answered ends with the user's question in the place of an answer, or is shorter still:
+
+    {"image": "a.jpg", "prompt": "What is it?"}
 """
 
 from __future__ import annotations
@@ -63,6 +67,27 @@ class Contents(NamedTuple):
 
 def read_record(record: Any) -> Contents:
     """The contents of a record of any of the forms, parsed from JSON. Raises `LlavaError`."""
+    contents = _contents(record)
+    if not any(message.role == "assistant" and str(message.text).strip() for message in contents.messages):
+        raise LlavaError("there is no answer to learn from")
+    return contents
+
+
+def read_question(record: Any) -> Contents:
+    """The contents of a record whose last message is the user's, parsed from JSON. Raises `LlavaError`."""
+    if isinstance(record, dict) and "prompt" in record:
+        if both := record.keys() & {"messages", "conversations"}:
+            raise LlavaError(f"prompt and {both.pop()} are both given; use one of them")
+        if not isinstance(record["prompt"], str) or not record["prompt"].strip():
+            raise LlavaError(f"prompt must be text, found {_kind(record['prompt'])}")
+        record = {**record, "messages": [{"role": "user", "content": record["prompt"]}]}
+    contents = _contents(record)
+    if not contents.messages or contents.messages[-1].role != "user":
+        raise LlavaError("the last message must be the user's: it is what is answered")
+    return contents
+
+
+def _contents(record: Any) -> Contents:
     if not isinstance(record, dict):
         raise LlavaError(f"an object is expected, found {_kind(record)}")
     own_images = _own_images(record)
@@ -72,10 +97,8 @@ def read_record(record: Any) -> Contents:
         del turns[0]
     if any(turn.role != ("user", "assistant")[number % 2] for number, turn in enumerate(turns)):
         raise LlavaError("user and assistant must take turns, the user first")
-    if not any(turn.role == "assistant" and turn.text.strip() for turn in turns):
-        raise LlavaError("there is no answer to learn from")
     pictures = [part for turn in turns for part in turn.parts if isinstance(part, _Picture)]
-    if len(own_images) == 1 and not pictures:
+    if len(own_images) == 1 and not pictures and turns:
         turns[0].parts.insert(0, _Picture())
         pictures = [_Picture()]
     places = pictures.count(_Picture())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_llava.data.forms import read_record
+from paddle_llava.data.forms import Contents, read_record
 from paddle_llava.data.scan import find_records, map_file
 from paddle_llava.errors import LlavaError
 from paddle_llava.processing.conversation import Message
@@ -48,12 +48,19 @@ class RecordFile:
 
     Relative paths of pictures start at `image_folder`, or else at the file's own folder. Opening reads the file
     through once and raises `LlavaError` when it is no list of records; asking for a record raises it, with its
-    number, when it cannot be a sample. Pickling carries the places of the records, so that a worker process need not
-    search again.
+    number, when it cannot be a sample. `read` makes the contents of a sample of what its JSON says. Pickling carries
+    the places of the records, so that a worker process need not search again.
     """
 
-    def __init__(self, path: str | Path, *, image_folder: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        image_folder: str | Path | None = None,
+        read: Callable[[Any], Contents] = read_record,
+    ) -> None:
         self.path = Path(path)
+        self.read = read
         self.image_folder = self.path.parent if image_folder is None else Path(image_folder)
         self._data = map_file(self.path)
         self._spans, self._lines = find_records(self._data, str(self.path))
@@ -64,7 +71,7 @@ class RecordFile:
     def __getitem__(self, index: int) -> Sample:
         name = self.name(index)
         try:
-            images, messages, system = read_record(json.loads(self.raw(index).decode()))
+            images, messages, system = self.read(json.loads(self.raw(index).decode()))
         except json.JSONDecodeError as error:
             raise LlavaError(f"{name}: not valid JSON: {error.msg} (column {error.pos + 1})") from None
         except UnicodeDecodeError:

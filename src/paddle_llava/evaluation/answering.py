@@ -1,4 +1,4 @@
-"""Answers to many questions: in batches, greedy, each picture encoded once.
+"""Answers to many questions: in batches, greedy unless told otherwise, each picture encoded once.
 
 Batching changes no answer: rows are padded on the left, the padding is masked and takes no position, and a row whose
 prompt and longest answer do not fit beside its neighbours is asked alone.
@@ -43,20 +43,29 @@ class _Asked:
 class Answerer:
     """Asks a model questions, `batch_size` at a time.
 
-    `template` defaults to the processor's. `encoded_images` counts the pictures that went through the vision tower.
+    `template` defaults to the processor's, and `params` to greedy; the longest answer is each question's own.
+    `encoded_images` counts the pictures that went through the vision tower.
     """
 
     def __init__(
-        self, engine: Engine, processor: LlavaProcessor, *, batch_size: int = 16, template: Template | None = None
+        self,
+        engine: Engine,
+        processor: LlavaProcessor,
+        *,
+        batch_size: int = 16,
+        template: Template | None = None,
+        params: SamplingParams | None = None,
     ) -> None:
         self.engine = engine
         self.processor = processor
         self.batch_size = batch_size
         self.template = template or processor.template
+        self.params = params or SamplingParams()
         self.encoded_images = 0
         self._stop_ids = stop_token_ids(self.template, processor.tokenizer)
         special = processor.tokenizer.special_tokens
-        self._stop_texts = [text for text in self.template.stop_strings if text not in special]
+        self._stops = (*self.params.stop, *self.template.stop_strings)
+        self._stop_texts = [text for text in self._stops if text not in special]
         self._features: OrderedDict[str, Any] = OrderedDict()
 
     def answer(self, questions: Sequence[Question]) -> Iterator[list[Prediction]]:
@@ -108,11 +117,12 @@ class Answerer:
         return asked, failed
 
     def _tokens(self, question: Question) -> _Asked:
-        messages: list[Message] = []
-        for asked, said in question.history:
-            messages += [Message("user", asked), Message("assistant", said)]
-        messages.append(Message("user", question.prompt))
-        messages[0] = replace(messages[0], images=len(question.images))
+        messages = list(question.messages)
+        if not messages:
+            for asked, said in question.history:
+                messages += [Message("user", asked), Message("assistant", said)]
+            messages.append(Message("user", question.prompt))
+            messages[0] = replace(messages[0], images=len(question.images))
         template = self.template if question.system is None else replace(self.template, system=question.system)
         prompt = render(messages, template, add_generation_prompt=True)
         ids = encode(prompt, self.processor.tokenizer).ids
@@ -177,7 +187,7 @@ class Answerer:
         counts = iter([encoded.shape[0] for encoded in in_order])
         rows = [self.processor.expand_image_tokens(it.ids, counts) for it in batch]
         inputs = pad_left(rows, self.processor.padding_id) | {"image_features": in_order}
-        params = SamplingParams(max_new_tokens=batch[0].question.max_new_tokens)
+        params = replace(self.params, max_new_tokens=batch[0].question.max_new_tokens)
         answers: list[list[int]] = [[] for _ in batch]
         going = set(range(len(batch)))
         self.engine.reset()
@@ -194,8 +204,8 @@ class Answerer:
         return [self._cut(tokenizer.decode(ids))[0].strip() for ids in answers]
 
     def _cut(self, text: str) -> tuple[str, bool]:
-        """An answer up to the template's first stop string, and whether there was one."""
-        stops = StopFilter(self.template.stop_strings)
+        """An answer up to the first stop string, and whether there was one."""
+        stops = StopFilter(self._stops)
         passed = stops.push(text)
         return (passed, True) if stops.hit else (passed + stops.finish(), False)
 

@@ -43,7 +43,7 @@ class PredictionLog:
         self.path, self.done = path, dict[str, Prediction]()
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and path.stat().st_size:
-            _drop_unfinished_line(path)
+            drop_unfinished_line(path)
         if path.is_file() and path.stat().st_size:
             before, predictions = read_predictions(path)
             if before != run:
@@ -163,7 +163,8 @@ def _difference(one: Run, other: Run) -> str:
     return "it holds another run"
 
 
-def _drop_unfinished_line(path: Path) -> None:
+def drop_unfinished_line(path: Path) -> None:
+    """Cut off what a process that was killed has left of a last line."""
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     if end < len(data):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from paddle_llava.processing.conversation import Message
+
 
 @dataclass(frozen=True)
 class Question:
@@ -17,6 +19,7 @@ class Question:
 
     `max_new_tokens` bounds the answer. `history` are exchanges (question, answer) that went before, the pictures
     belonging to the first of all questions, and `system` replaces the template's system text.
+    `messages`, if any, are asked instead of history and prompt, with the pictures where they place them.
     """
 
     id: str
@@ -27,6 +30,7 @@ class Question:
     max_new_tokens: int = 128
     history: tuple[tuple[str, str], ...] = ()
     system: str | None = None
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)

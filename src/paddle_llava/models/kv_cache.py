@@ -39,6 +39,17 @@ class KVCache:
             raise ValueError(f"cannot rewind to {length}: the cache holds {self.length} positions")
         self.length = length
 
+    def copy(self, length: int) -> KVCache:
+        """A cache with the first `length` positions of this one."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot copy {length} positions: the cache holds {self.length}")
+        other = KVCache(len(self.keys))
+        for layer, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            if length and key is not None and value is not None:
+                other.append(layer, key[:, :, :length], value[:, :, :length])
+        other.advance(length)
+        return other
+
     def capacity(self, new: int) -> int:
         """Number of key positions that `append` will return for `new` tokens."""
         needed = self.length + new

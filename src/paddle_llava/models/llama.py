@@ -14,6 +14,7 @@ from paddle.incubate.nn.functional import fused_rms_norm
 from paddle_llava.config import TextConfig
 from paddle_llava.models.attention import attention, causal_mask, segmented_attention
 from paddle_llava.models.kv_cache import KVCache
+from paddle_llava.models.side_by_side import SideBySide
 
 Rotation = tuple[Tensor, Tensor]
 Rotations = tuple[Tensor, Tensor, Tensor, Tensor]  # of the queries, and of the keys
@@ -105,7 +106,7 @@ class LlamaAttention(nn.Layer):
         hidden_states: Tensor,
         rotations: Rotations,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | SideBySide | None = None,
         lengths: Lengths | None = None,
     ) -> Tensor:
         batch, length, _ = hidden_states.shape
@@ -114,14 +115,16 @@ class LlamaAttention(nn.Layer):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, rotations[:2]), rotate(key, rotations[2:])
-        past = 0 if cache is None else cache.length
-        if cache is not None:
-            cached = cache.append(self.layer, key, value)
-            key, value = cached if past else (key, value)
-        if lengths is None:
-            output = attention(query, key, value, mask, past=past)
-        else:
+        if isinstance(cache, SideBySide):
+            output = cache.attend(self.layer, query, key, value)
+        elif lengths is not None:
             output = segmented_attention(query, key, value, lengths)
+        else:
+            past = 0 if cache is None else cache.length
+            if cache is not None:
+                cached = cache.append(self.layer, key, value)
+                key, value = cached if past else (key, value)
+            output = attention(query, key, value, mask, past=past)
         output = output.transpose([0, 2, 1, 3])
         return self.o_proj(output.reshape([batch, length, -1]))
 
@@ -151,7 +154,7 @@ class LlamaLayer(nn.Layer):
         hidden_states: Tensor,
         rotations: Rotations,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | SideBySide | None = None,
         lengths: Lengths | None = None,
     ) -> Tensor:
         attended = self.self_attn(self.input_layernorm(hidden_states), rotations, mask, cache, lengths)
@@ -175,20 +178,21 @@ class LlamaDecoder(nn.Layer):
         inputs_embeds: Tensor,
         position_ids: Tensor,
         valid: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | SideBySide | None = None,
         lengths: Lengths | None = None,
     ) -> Tensor:
         """[batch, length, hidden_size] to the same shape, after the final norm.
 
         `position_ids` is int64 [batch or 1, length]. `valid` is bool [batch, past + length], False on padding; None
-        means that nothing is padded. With a `cache`, the new tokens follow those it holds and are added to it.
+        means that nothing is padded. With a `cache`, the new tokens follow those it holds and are added to it; of
+        several sequences `SideBySide` each row is a token, [tokens, 1, hidden_size].
         `lengths` are those of the samples packed into each row, which do not see each other.
         """
         length = inputs_embeds.shape[1]
-        past = 0 if cache is None else cache.length
+        past = cache.length if isinstance(cache, KVCache) else 0
         mask = None
         if past or valid is not None:
-            keys = cache.capacity(length) if cache is not None and past else length
+            keys = cache.capacity(length) if isinstance(cache, KVCache) and past else length
             if valid is not None and valid.shape[1] < keys:
                 unused = paddle.ones([valid.shape[0], keys - valid.shape[1]], dtype="bool")  # hidden causally
                 valid = paddle.concat([valid, unused], axis=1)

@@ -71,14 +71,14 @@ def load_image(
     found = re.match(r"[a-z][a-z0-9+.-]*(?=://)|(?:data|file)(?=:)", text, re.IGNORECASE)
     scheme = found[0].lower() if found and isinstance(source, str) else None
     if scheme is None:
-        return _decode(_read(text, limits.max_bytes), repr(text), limits, notice)
+        return decode_image(_read(text, limits.max_bytes), repr(text), limits, notice)
     if scheme == "data":
         name = repr(text if len(text) <= 60 else f"{text[:40]}… ({len(text)} characters)")
-        return _decode(_read_data_uri(text, name), name, limits, notice)
+        return decode_image(read_data_uri(text, name), name, limits, notice)
     if scheme not in ("http", "https"):
         raise LlavaError(f"{shown(text)}: {scheme} addresses are not supported, only http(s) and plain paths")
     body, content_type = fetch(text, limits, allow_private=allow_private)
-    return _decode(body, shown(text), limits, notice, content_type)
+    return decode_image(body, shown(text), limits, notice, content_type)
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -150,7 +150,8 @@ def _read(path: str, max_bytes: int) -> bytes:
         raise LlavaError(f"{path!r} is no path: {error}") from error
 
 
-def _read_data_uri(uri: str, name: str) -> bytes:
+def read_data_uri(uri: str, name: str) -> bytes:
+    """The bytes of a base64 data URI of a picture."""
     head, comma, payload = uri.removeprefix(uri[:5]).partition(",")
     media_type, *parameters = head.lower().split(";")
     if not comma or not media_type.startswith("image/") or "base64" not in parameters:
@@ -188,7 +189,10 @@ def _opener(data: bytes) -> Callable[[BytesIO], ImageFile.ImageFile] | None:
     return None
 
 
-def _decode(data: bytes, name: str, limits: ImageLimits, notice: Notice | None, content_type: str = "") -> Image.Image:
+def decode_image(
+    data: bytes, name: str, limits: ImageLimits, notice: Notice | None = None, content_type: str = ""
+) -> Image.Image:
+    """The picture that `data` is, as `load_image` gives it; `name` is for messages."""
     if not data:
         raise LlavaError(f"{name} is empty (0 bytes)")
     if len(data) > limits.max_bytes:

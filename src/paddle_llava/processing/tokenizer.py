@@ -34,7 +34,8 @@ class Tokenizer:
     `special_tokens` maps the text of each special token to its id. `adds_bos` says whether a prompt begins
     with `bos_token_id`. `pad_token_id` falls back to the unknown token, as in the original LLaVA, then to the
     end token. `image_token_id` is None for the vocabulary of an original checkpoint. `vocab_size` counts the
-    added tokens too; the model's own may be larger (padded).
+    added tokens too; the model's own may be larger (padded). `longest_piece` is the most letters that a token can
+    stand for.
     """
 
     def __init__(self, raw: dict[str, Any], config: dict[str, Any], where: str) -> None:
@@ -84,6 +85,7 @@ class Tokenizer:
 
         pieces = self._backend.get_vocab(with_added_tokens=False)
         self.byte_ids = frozenset(index for piece, index in pieces.items() if BYTE_PIECE.fullmatch(piece))
+        self.longest_piece: int = max(map(len, pieces), default=1)
         words = (index for piece, index in pieces.items() if piece.isalnum() and piece not in special)
         anchor = next(words, None)
         if anchor is None:
@@ -140,6 +142,13 @@ class Tokenizer:
         """False for special tokens, image placeholders and ids beyond the vocabulary."""
         known = token_id >= 0 and token_id not in self.special_ids
         return known and self._backend.id_to_token(token_id) is not None
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that a token stands for within text: `▁` is a space, `<0x0A>` a line break."""
+        piece = self._backend.id_to_token(token_id) or ""
+        if token_id in self.byte_ids:
+            return bytes([int(piece[3:5], 16)])
+        return (piece if token_id in self.special_ids else piece.replace(UNDERSCORE, " ")).encode()
 
     def stream(self) -> TextStream:
         """A reader of one answer, token by token."""

@@ -1,0 +1,182 @@
+"""A model that serves: from a checked request to a job that runs, and its answer as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from paddle_llava.errors import LlavaError
+from paddle_llava.generation.batch import BatchEngine
+from paddle_llava.generation.sampling import SamplingParams
+from paddle_llava.processing.conversation import stop_token_ids
+from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.serving.answer import Answer, Piece
+from paddle_llava.serving.errors import ApiError, out_of_time
+from paddle_llava.serving.intake import Intake
+from paddle_llava.serving.limits import ServingLimits
+from paddle_llava.serving.metrics import Metrics
+from paddle_llava.serving.prompt import Picture, Prompt, build_prompt, text_length
+from paddle_llava.serving.scheduler import Job, Pixels, Scheduler
+from paddle_llava.serving.schema import ChatRequest
+
+QUIET_SECONDS = 15.0
+
+
+class Service:
+    """One model for many users. `start` must be called in the event loop that answers them.
+
+    `temperature` is for requests that name none.
+    """
+
+    def __init__(
+        self,
+        engine: BatchEngine,
+        processor: LlavaProcessor,
+        name: str,
+        limits: ServingLimits,
+        *,
+        temperature: float = 0.2,
+    ) -> None:
+        self.processor = processor
+        self.name = name
+        self.limits = limits
+        self.context = processor.config.text.max_position_embeddings
+        self.defaults = SamplingParams(temperature=temperature)  # which checks it
+        self.metrics = Metrics()
+        self.intake = Intake(limits)
+        self.scheduler = Scheduler(engine, limits, self.metrics, self._wake)
+        needed = self.scheduler.prefixes.size(self.context)
+        if needed > limits.cache_bytes:
+            raise LlavaError(
+                f"cache_bytes is {limits.cache_bytes}, and one conversation as long as the model's context "
+                f"({self.context} tokens) takes {needed}"
+            )
+        self._stop_ids = stop_token_ids(processor.template, processor.tokenizer)
+        self._preparers = ThreadPoolExecutor(2, "prepare")
+        self._in_preparation = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.scheduler.start()
+
+    def stop(self) -> None:
+        self.scheduler.stop()
+        self.intake.close()
+        self._preparers.shutdown(wait=False, cancel_futures=True)
+
+    def _wake(self, jobs: list[Job]) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(_set_ready, jobs)
+
+    async def begin(self, request: ChatRequest, arrived: float) -> Job:
+        """The job of `request`, which waits or runs from now on. Raises `ApiError`."""
+        if request.model is not None and request.model != self.name:
+            raise self.no_such_model(request.model)
+        self.scheduler.check_room(self._in_preparation)
+        self._in_preparation += 1
+        try:
+            job = await asyncio.wait_for(self._prepare(request, arrived), self.limits.request_time)
+        except asyncio.TimeoutError:
+            raise out_of_time(self.limits.request_time) from None
+        finally:
+            self._in_preparation -= 1
+        self.scheduler.submit(job)
+        return job
+
+    def no_such_model(self, name: str) -> ApiError:
+        message = f"the model {name[:100]!r} does not exist; this server has {self.name!r}"
+        return ApiError(404, message, param="model", code="model_not_found")
+
+    async def _prepare(self, request: ChatRequest, arrived: float) -> Job:
+        pictures = await self.intake.pictures(request)
+        self.metrics.pictures.inc(len(pictures))
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._preparers, self._job, request, pictures, arrived)
+
+    def _job(self, request: ChatRequest, pictures: list[Picture], arrived: float) -> Job:
+        letters = sum(map(text_length, request.messages))
+        if letters > self.context * self.processor.tokenizer.longest_piece:
+            # Not worth counting: that could take seconds.
+            message = f"{letters} letters are more than the model's {self.context} tokens can hold"
+            raise ApiError(400, message, param="messages", code="context_length_exceeded")
+        try:
+            prompt = build_prompt(request.messages, pictures, self.processor)
+        except LlavaError as error:
+            raise ApiError(400, str(error), param="messages") from None
+        room = self.context - len(prompt.ids)
+        if room < 1:
+            message = f"the messages take {len(prompt.ids)} tokens, and the model holds {self.context} with the answer"
+            raise ApiError(400, message, param="messages", code="context_length_exceeded")
+        params = self._params(request, room)
+        features = [self.scheduler.features.get(picture.key) for picture in pictures]
+        return Job(
+            prompt,
+            [None if known is not None else self._pixels(p) for p, known in zip(pictures, features, strict=True)],
+            features,
+            self._answer(request, params, prompt),
+            reserved=len(prompt.ids) + params.max_new_tokens,
+            deadline=arrived + self.limits.request_time,
+            arrived=arrived,
+        )
+
+    def _params(self, request: ChatRequest, room: int) -> SamplingParams:
+        asked = request.max_completion_tokens or request.max_tokens or self.limits.max_tokens
+        stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+        return SamplingParams(
+            max_new_tokens=min(asked, self.limits.max_tokens, room),
+            temperature=self.defaults.temperature if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            top_k=request.top_k or 0,
+            repetition_penalty=request.repetition_penalty or 1.0,
+            stop=tuple(stop),
+            seed=None if request.seed is None else request.seed % 2**64,
+        )
+
+    def _answer(self, request: ChatRequest, params: SamplingParams, prompt: Prompt) -> Answer:
+        stops = (*params.stop, *self.processor.template.stop_strings)
+        top = (request.top_logprobs or 0) if request.logprobs else None
+        return Answer(self.processor.tokenizer, params, prompt.ids, self._stop_ids, stops, top)
+
+    def _pixels(self, picture: Picture) -> Pixels:
+        pixels = self.processor.prepare_images([picture.image])
+        return pixels["pixel_values"], np.asarray(pixels["image_sizes"])
+
+    async def pieces(self, job: Job) -> AsyncGenerator[Piece, None]:
+        """What has come since the last look, as one piece, again and again; an empty one after QUIET_SECONDS without.
+
+        Raises `ApiError` when the answer fails. Whoever leaves the loop early, or is cancelled in it, takes the job
+        out.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                timer = loop.call_later(QUIET_SECONDS, job.ready.set)
+                await job.ready.wait()
+                timer.cancel()
+                job.ready.clear()
+                together = Piece()
+                while job.events:
+                    event = job.events.popleft()
+                    if isinstance(event, ApiError):
+                        if together.text or together.logprobs:
+                            yield together
+                        raise event
+                    together.text += event.text
+                    together.logprobs += event.logprobs
+                    together.finish_reason = event.finish_reason
+                yield together
+                if together.finish_reason:
+                    self.metrics.answered(time.monotonic() - job.arrived)
+                    return
+        finally:
+            self.scheduler.cancel(job)
+
+
+def _set_ready(jobs: list[Job]) -> None:
+    for job in jobs:
+        job.ready.set()
