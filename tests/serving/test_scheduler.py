@@ -93,7 +93,7 @@ class World:
         params = SamplingParams(max_new_tokens=new)
         answer = Answer(self.tokenizer, params, ids, options.pop("stops", frozenset()), (), None)
         return Job(
-            options.pop("prompt", Prompt(ids, ids, (), ())),
+            options.pop("prompt", Prompt(ids, ids, (), (), None)),
             options.pop("pixels", []),
             options.pop("features", []),
             answer,
@@ -241,7 +241,7 @@ def test_one_that_fails_takes_nobody_along(world: World) -> None:
 
 def test_a_picture_that_cannot_be_encoded_fails_alone(world: World) -> None:
     ids = np.array([1, -1, -1, 2])
-    prompt = Prompt(ids, np.array([1, -77, -77, 2]), (1,), (2,))
+    prompt = Prompt(ids, np.array([1, -77, -77, 2]), (1,), (2,), None)
     bad = world.job(length=4, prompt=prompt, pixels=[("wrong",)], features=[None])
     good = world.job(10, new=2)
     world.submit(bad, good)
@@ -254,7 +254,7 @@ def test_a_picture_is_encoded_once(world: World) -> None:
     ids = np.array([1, -1, -1, 2])
     pixels = (np.zeros((2, 8), np.float32), np.array([[4, 4]]))
     for last in (2, 3):
-        prompt = Prompt(np.append(ids[:3], last), np.array([1, -77, -77, last]), (1,), (2,))
+        prompt = Prompt(np.append(ids[:3], last), np.array([1, -77, -77, last]), (1,), (2,), None)
         job = world.job(length=4, prompt=prompt, pixels=[pixels], features=[None], new=1)
         world.submit(job)
         world.done(job)
