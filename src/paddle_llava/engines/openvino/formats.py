@@ -44,11 +44,16 @@ class Formats:
         """Of the vision tower, the projector, the token embedding and the output head."""
         return Format("int8" if self.weights == "int4" else self.weights)
 
+    @property
+    def bytes_per_parameter(self) -> float:
+        """About, on the disk."""
+        return {"f32": 4.0, "bf16": 2.0, "int8": 1.01, "int4": 0.5 + 2.5 / self.group_size + 0.1}[self.weights]
+
     def plugin_settings(self) -> dict[str, str]:
         """Of the decoder's computation."""
         if self.weights == "f32":
             return {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
         if self.weights == "int4":
-            # Groups of 4-bit weights meet activations in groups of as many 8-bit numbers: 1.3 times the defaults' speed.
+            # Groups of 4-bit weights meet activations in groups of as many 8-bit numbers.
             return {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(self.group_size)}
         return {}

@@ -20,9 +20,7 @@ from paddle_llava.engines.openvino.vision import text_embedding_graph, vision_gr
 from paddle_llava.engines.openvino.weights import Weights
 from paddle_llava.errors import LlavaError
 
-DECODER, EMBEDDING, VISION = (
-    f"openvino_{part}_model" for part in ("language", "text_embeddings", "vision_embeddings")
-)
+DECODER, EMBEDDING, VISION = (f"openvino_{part}_model" for part in ("language", "text_embeddings", "vision_embeddings"))
 
 
 def build(

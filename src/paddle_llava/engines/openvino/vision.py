@@ -1,6 +1,6 @@
 """The CLIP vision tower with the projector, and the token embedding, as OpenVINO graphs.
 
-`models/clip.py` and `models/projector.py` are the same in Paddle. Names of inputs and outputs are those of the published
+`models/clip.py` and `models/projector.py` are the same in Paddle. Inputs and outputs are named as in the published
 `openvino_vision_embeddings_model.xml` and `openvino_text_embeddings_model.xml` files.
 """
 

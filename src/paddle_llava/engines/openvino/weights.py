@@ -81,7 +81,7 @@ def dequantized(weight: Quantized) -> Node:
     rows, columns = weight.values.shape
     groups = weight.scale.shape[1]
     grouped = [rows, columns] if groups == 1 else [rows, groups, columns // groups]
-    zero_shape = grouped[:-1] + [1]
+    zero_shape = [*grouped[:-1], 1]
     values = weight.values.reshape(grouped)
     node = ops.constant(values) if weight.bits == 8 else _four_bits(values)
     node = ops.convert(node, "f16")
