@@ -215,4 +215,4 @@ def _failed(question: Question, problems: dict[str, str]) -> Prediction:
 
 
 def _bytes(tensor: Any) -> int:
-    return int(tensor.nbytes)
+    return int(tensor.size) * int(tensor.itemsize)
