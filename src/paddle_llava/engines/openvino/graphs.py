@@ -32,6 +32,7 @@ def build(
     yield EMBEDDING, text_embedding_graph(config, weights, formats.rest)
     layers = formats.layers(config.text.num_hidden_layers)
     yield DECODER, decoder_graph(config.text, weights, layers, formats.rest)
+    weights.finish()
 
 
 def newline_of(config: LlavaConfig, tensors: TensorSource) -> np.ndarray | None:
@@ -54,7 +55,22 @@ def engine_from_folder(
 ) -> OpenVINOEngine:
     """The engine of graphs that were written to `folder`. Raises `LlavaError` for a file that cannot be read."""
     paths = {name: folder / f"{name}.xml" for name in (DECODER, EMBEDDING, VISION)}
+    for path in paths.values():
+        _check_whole(path)
     return _compiled(config, paths, formats, image_newline)
+
+
+def _check_whole(path: Path) -> None:
+    """OpenVINO tries all formats it knows on a file that is no graph of its own, and says so at length."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(5)
+            file.seek(max(0, path.stat().st_size - 20))
+            last = file.read()
+    except OSError as error:
+        raise LlavaError(f"{path}: cannot be read ({error.strerror}); export again") from None
+    if first != b"<?xml" or not last.rstrip().endswith(b"</net>"):
+        raise LlavaError(f"{path}: truncated or damaged; export again")
 
 
 def _compiled(
@@ -67,7 +83,7 @@ def _compiled(
         try:
             return core.compile_model(sources[name], "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1][:200]
+            reason = " ".join(str(error).split())[-200:]
             raise LlavaError(f"{sources[name]}: OpenVINO cannot make a model of it ({reason})") from None
 
     decoder = compiled(DECODER, formats.plugin_settings())

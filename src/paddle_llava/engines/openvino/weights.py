@@ -26,7 +26,7 @@ class Weights:
         self.tensors = tensors
         self._progress = progress
         self._sizes = {name: 4 * int(np.prod(tensors.shape(name))) for name in tensors.names()}
-        self._done = 0
+        self._read: set[str] = set()
 
     def has(self, name: str) -> bool:
         return name in self._sizes
@@ -34,10 +34,15 @@ class Weights:
     def read(self, name: str) -> np.ndarray:
         """In float32, as we have it: Linear weights [in, out]."""
         array = to_dtype(self.tensors.read(name), self.tensors.dtype(name), "float32", where=name)
-        self._done += self._sizes[name]
+        self._read.add(name)  # a tied embedding is read twice
         if self._progress:
-            self._progress(self._done, sum(self._sizes.values()))
+            self._progress(sum(map(self._sizes.__getitem__, self._read)), sum(self._sizes.values()))
         return array
+
+    def finish(self) -> None:
+        """Tell `progress` that all is done: some parameters of the vision tower have no use."""
+        if self._progress:
+            self._progress(sum(self._sizes.values()), sum(self._sizes.values()))
 
     def vector(self, name: str) -> Node:
         """A parameter as it is: norms, biases and small embeddings, which are worth no saving."""
