@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -65,10 +64,9 @@ def loaded(request: pytest.FixtureRequest) -> Loaded:
 
 
 @pytest.fixture(autouse=True)
-def _empty(request: pytest.FixtureRequest) -> Iterator[None]:
+def _empty(request: pytest.FixtureRequest) -> None:
     if "loaded" in request.fixturenames:
         request.getfixturevalue("loaded").engine.reset()
-    yield
 
 
 @pytest.mark.parametrize("title", CASES)

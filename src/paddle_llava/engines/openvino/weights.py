@@ -65,7 +65,7 @@ class Weights:
 
 def parameter(name: str, shape: Sequence[int], dtype: Type) -> Parameter:
     """An input of a graph; -1 is a side of any length."""
-    node = ops.parameter(shape, dtype, name)
+    node = ops.parameter(shape, dtype, name=name)
     node.output(0).get_tensor().set_names({name})
     return node
 
