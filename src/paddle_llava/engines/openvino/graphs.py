@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,4 +88,5 @@ def _compiled(
             raise LlavaError(f"{sources[name]}: OpenVINO cannot make a model of it ({reason})") from None
 
     decoder = compiled(DECODER, formats.plugin_settings())
+    config = replace(config, dtype=f"openvino {formats.weights}")  # what evaluations note of their settings
     return OpenVINOEngine(config, decoder, compiled(EMBEDDING, other), compiled(VISION, other), image_newline)
