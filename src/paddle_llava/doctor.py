@@ -118,7 +118,9 @@ def _versions() -> Iterator[Finding]:
     if found := _version("openvino"):
         yield Finding("versions", "openvino", found)
     else:
-        yield Finding("versions", "openvino", "missing: Paddle runs on the CPU", "note", "python -m pip install openvino")
+        yield Finding(
+            "versions", "openvino", "missing: Paddle runs on the CPU", "note", "python -m pip install openvino"
+        )
     for package in PACKAGES:
         found = _version(package)
         fix = "" if found else f"python -m pip install {package}"

@@ -133,7 +133,8 @@ def _openvino(
                 f"{pretrained.folder}: its weights are {exported.formats.weights} and stay as they are; "
                 "export the checkpoint they were made of anew"
             )
-        return exported.engine(), processor
+        with progress_bar(f"loading {name}"):
+            return exported.engine(), processor
     small = sum(path.stat().st_size for path in weight_files(pretrained.folder)) <= SMALL
     default = WEIGHTS_OF_DTYPE[known_dtype(dtype)] if dtype else "f32" if small else "int8"
     formats = Formats(weights or default)
@@ -145,4 +146,5 @@ def _openvino(
             return engine_in_memory(pretrained.config, tensors, formats, progress), processor
     folder = cached_export(pretrained, formats, lora_path, name)
     # Its tokenizer knows <image>, as the embedding in the folder does.
-    return Exported.read(folder).engine(), LlavaProcessor.from_pretrained(folder, conv_mode=conv_mode)
+    with progress_bar(f"loading {name}"):
+        return Exported.read(folder).engine(), LlavaProcessor.from_pretrained(folder, conv_mode=conv_mode)

@@ -174,7 +174,7 @@ def test_the_plugin_runs_each_layer_in_few_nodes(heads: tuple[int, int]) -> None
         assert kinds["MemoryInput"] == kinds["MemoryOutput"] == 2 * layers
         assert kinds["RMS"] == 2 * layers + 1
         assert kinds["RoPE"] == 2 * layers
-        assert kinds["FullyConnected"] == 7 * layers + 1
+        assert kinds["FullyConnected"] == 5 * layers + 1
         assert "MatMul" not in kinds
         assert set(matrices) <= {"i8", "u8", "u4", "i4"}
 

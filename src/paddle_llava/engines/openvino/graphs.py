@@ -17,6 +17,7 @@ from paddle_llava.config import LlavaConfig
 from paddle_llava.engines.openvino.decoder import decoder_graph
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
+from paddle_llava.engines.openvino.pages import released
 from paddle_llava.engines.openvino.vision import text_embedding_graph, vision_graph
 from paddle_llava.engines.openvino.weights import Weights
 from paddle_llava.errors import LlavaError
@@ -58,7 +59,8 @@ def engine_from_folder(
     paths = {name: folder / f"{name}.xml" for name in (DECODER, EMBEDDING, VISION)}
     for path in paths.values():
         _check_whole(path)
-    return _compiled(config, paths, formats, image_newline)
+    with released(folder / f"{DECODER}.bin"):
+        return _compiled(config, paths, formats, image_newline)
 
 
 def _check_whole(path: Path) -> None:
@@ -89,4 +91,7 @@ def _compiled(
 
     decoder = compiled(DECODER, formats.plugin_settings())
     config = replace(config, dtype=f"openvino {formats.weights}")  # what evaluations note of their settings
-    return OpenVINOEngine(config, decoder, compiled(EMBEDDING, other), compiled(VISION, other), image_newline)
+    engine = OpenVINOEngine(config, decoder, compiled(EMBEDDING, other), compiled(VISION, other), image_newline)
+    engine.decode(np.zeros(1, np.int64))  # the plug-in packs the decoder's matrices when it first runs
+    engine.reset()
+    return engine
