@@ -20,6 +20,7 @@ from paddle_llava.engines.openvino.cache import cache_folder
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.export import Exported, export
 from paddle_llava.engines.openvino.formats import Formats
+from paddle_llava.engines.openvino.pages import released
 from paddle_llava.errors import LlavaError
 from paddle_llava.opening import open_model
 from paddle_llava.pretrained import find_pretrained
@@ -188,3 +189,26 @@ def test_a_chat_with_an_exported_folder(tmp_path: Path, photo: Path, capsys: pyt
     asked = ["--image-file", str(photo), "--prompt", "What is it?", "--max-new-tokens", "4", "--json"]
     assert main(["chat", "--model-path", out, *asked]) == 0
     assert json.loads(capsys.readouterr().out)["stats"]["generated_tokens"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="pages are given back on Linux only")
+def test_pages_of_a_file_are_given_back_and_can_be_read_again(tmp_path: Path) -> None:
+    """Those of the file alone; what can be written to stays."""
+    size = 32 << 20
+    (tmp_path / "graph.bin").write_bytes(bytes(range(256)) * (size // 256))
+    shutil.copy(tmp_path / "graph.bin", tmp_path / "other.bin")
+    graph, other = (np.memmap(tmp_path / name, np.uint8, "r") for name in ("graph.bin", "other.bin"))
+    written = np.memmap(tmp_path / "graph.bin", np.uint8, "c")
+    written[:] = 7
+    whole = int(graph.sum()), int(other.sum())
+    before = resident_files()
+    with released(tmp_path / "graph.bin"):
+        pass
+    assert before - resident_files() == pytest.approx(size, rel=0.2)
+    assert (int(graph.sum()), int(other.sum())) == whole
+    assert written.min() == 7
+
+
+def resident_files() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile"))

@@ -10,7 +10,6 @@ from openvino import opset13 as ops
 from openvino.op import Constant, Parameter
 
 from paddle_llava.checkpoints.dtypes import to_dtype
-from paddle_llava.checkpoints.read import transposed
 from paddle_llava.checkpoints.write import Progress, TensorSource
 from paddle_llava.engines.openvino.formats import Format
 from paddle_llava.engines.openvino.quantize import Quantized, quantize
@@ -31,9 +30,10 @@ class Weights:
     def has(self, name: str) -> bool:
         return name in self._sizes
 
-    def read(self, name: str) -> np.ndarray:
-        """In float32, as we have it: Linear weights [in, out]."""
-        array = to_dtype(self.tensors.read(name), self.tensors.dtype(name), "float32", where=name)
+    def read(self, name: str, *, turned: bool = False) -> np.ndarray:
+        """In float32, as we have it: Linear weights [in, out], or `turned` to [out, in]."""
+        array = self.tensors.read(name)
+        array = to_dtype(array.T if turned else array, self.tensors.dtype(name), "float32", where=name)
         self._read.add(name)  # a tied embedding is read twice
         if self._progress:
             self._progress(sum(map(self._sizes.__getitem__, self._read)), sum(self._sizes.values()))
@@ -50,7 +50,7 @@ class Weights:
 
     def linear(self, x: Node, modules: Sequence[str], form: Format) -> Node:
         """`x` through the Linear layers `modules`, which all take it: their outputs side by side in one product."""
-        rows = [transposed(self.read(f"{module}.weight")) for module in modules]
+        rows = [self.read(f"{module}.weight", turned=True) for module in modules]
         matrix = constant(rows[0] if len(rows) == 1 else np.concatenate(rows), form)
         product = ops.matmul(x, matrix, transpose_a=False, transpose_b=True)
         biases = [f"{module}.bias" for module in modules if self.has(f"{module}.bias")]
