@@ -80,7 +80,7 @@ def _compiled(
     config: LlavaConfig, sources: Mapping[str, Model | Path], formats: Formats, image_newline: np.ndarray | None
 ) -> OpenVINOEngine:
     core = Core()
-    other = {"INFERENCE_PRECISION_HINT": "f32"} if formats.weights == "f32" else {}
+    other = formats.other_settings()
 
     def compiled(name: str, settings: dict[str, Any]) -> openvino.CompiledModel:
         try:
@@ -89,7 +89,7 @@ def _compiled(
             reason = " ".join(str(error).split())[-200:]
             raise LlavaError(f"{sources[name]}: OpenVINO cannot make a model of it ({reason})") from None
 
-    decoder = compiled(DECODER, formats.plugin_settings())
+    decoder = compiled(DECODER, formats.decoder_settings())
     config = replace(config, dtype=f"openvino {formats.weights}")  # what evaluations note of their settings
     engine = OpenVINOEngine(config, decoder, compiled(EMBEDDING, other), compiled(VISION, other), image_newline)
     engine.decode(np.zeros(1, np.int64))  # the plug-in packs the decoder's matrices when it first runs
