@@ -106,6 +106,20 @@ class World:
         write_safetensors(folder / WEIGHTS, specs, arrays.__getitem__)
         return self.chat(model=folder)
 
+    def export(self, *flags: str) -> list[str]:
+        return ["export", "--model-path", str(self.sound), "--out", str(self.here / "out"), *flags]
+
+    def exported(self, *flags: str, damaged: str | None = None) -> list[str]:
+        """A chat with OpenVINO graphs, one of their files cut short."""
+        from paddle_llava.engines.openvino.export import export
+        from paddle_llava.engines.openvino.formats import Formats
+
+        folder = self.here / "exported"
+        export(self.sound, folder, Formats("int8"))
+        if damaged:
+            (folder / damaged).write_bytes((folder / damaged).read_bytes()[:40])
+        return self.chat(*flags, model=folder)
+
 
 def bomb() -> bytes:
     """A PNG that claims 60000x60000 pixels."""
@@ -274,6 +288,25 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "no NPU": (lambda w: w.chat("--device", "npu"), "NPU"),
     "a number format nobody has": (lambda w: w.chat("--dtype", "float8"), "float8"),
     "two number formats": (lambda w: w.chat("--fp16", "--bf16"), "--bf16"),
+    # engines
+    "an engine nobody has": (lambda w: w.chat("--engine", "openvinno"), "did you mean 'openvino'"),
+    "weights nobody has": (lambda w: w.chat("--weights", "int3"), "int4"),
+    "weights for Paddle": (lambda w: w.chat("--engine", "paddle", "--weights", "int8"), "--dtype"),
+    "weights and a number format": (lambda w: w.chat("--weights", "int8", "--fp16"), "--dtype"),
+    "OpenVINO on a GPU": (lambda w: w.chat("--engine", "openvino", "--device", "gpu"), "--engine openvino"),
+    "graphs for Paddle": (lambda w: w.exported("--engine", "paddle"), "Paddle cannot run"),
+    "other weights of graphs": (lambda w: w.exported("--weights", "int4"), "export the checkpoint"),
+    "a damaged graph": (lambda w: w.exported(damaged="openvino_language_model.xml"), "openvino_language_model.xml"),
+    "graphs without their numbers": (
+        lambda w: w.exported(damaged="openvino_language_model.bin"),
+        "openvino_language_model",
+    ),
+    "graphs of no known format": (lambda w: w.exported(damaged="openvino_config.json"), "openvino_config.json"),
+    "exporting without a place": (lambda w: ["export", "--model-path", str(w.sound)], "--out"),
+    "exporting to a format nobody has": (lambda w: w.export("--to", "onnx"), "onnx"),
+    "exporting to weights nobody has": (lambda w: w.export("--weights", "int2"), "int2"),
+    "exporting to groups of seven": (lambda w: w.export("--weights", "int4", "--group-size", "7"), "7"),
+    "exporting below a file": (lambda w: w.export("--out", str(w.photo / "x")), "china.jpg"),
     # questions
     "an empty question": (lambda w: w.chat("--prompt", " "), "empty"),
     "a question of broken bytes": (lambda w: w.chat("--prompt", "a\udcffb"), "surrogate"),

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from PIL.Image import Image
 
-from paddle_llava.console import CONTROLS, complain, importing_paddle, note, progress_bar
-from paddle_llava.device import compute_dtype, default_dtype, select_device
+from paddle_llava.console import CONTROLS, complain, note
 from paddle_llava.drawing import free_path, picture_path, write_drawing
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.generation.sampling import SamplingParams
-from paddle_llava.pretrained import find_pretrained
+from paddle_llava.opening import open_model
 from paddle_llava.processing.boxes import answer_boxes
 from paddle_llava.processing.loading import load_image
 from paddle_llava.transcript import Shown, boxes_of, save
@@ -58,25 +57,18 @@ def open_session(
     *,
     conv_mode: str | None = None,
     system: str | None = None,
+    engine: str = "auto",
+    weights: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     lora_path: str | None = None,
 ) -> ChatSession:
-    """A session with the model of that name or folder; whatever can be wrong is found before weights are read."""
-    with importing_paddle():
-        select_device(device)
-        from paddle_llava.generation.session import ChatSession
-        from paddle_llava.llava import LlavaForConditionalGeneration
-        from paddle_llava.processing.processor import LlavaProcessor
-    dtype = dtype or default_dtype()
-    compute_dtype(dtype)
-    pretrained = find_pretrained(model_path)
-    name = os.path.basename(os.path.abspath(model_path))
-    processor = LlavaProcessor.from_pretrained(pretrained.folder, conv_mode=conv_mode)
-    with progress_bar(f"loading {name}") as progress:
-        model = LlavaForConditionalGeneration.from_pretrained(
-            pretrained.folder, dtype=dtype, lora_path=lora_path, progress=progress
-        )
+    """A session with the model of that name or folder; see `opening.open_model`."""
+    model, processor = open_model(
+        model_path, engine=engine, weights=weights, conv_mode=conv_mode, dtype=dtype, device=device, lora_path=lora_path
+    )
+    from paddle_llava.generation.session import ChatSession
+
     return ChatSession(model, processor, system=system, params=params, notice=note)
 
 

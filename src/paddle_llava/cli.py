@@ -54,6 +54,12 @@ ConvMode = Annotated[
 ]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A JSON file; see config/llava/.")]
 Stage = Literal["pretrain", "finetune"]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="paddle or openvino; auto: openvino on a CPU where it is installed.")
+]
+WeightFormat = Annotated[
+    str | None, typer.Option("--weights", help="int4, int8, bf16 or f32, for openvino; default: int8, if small f32.")
+]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="cpu, gpu, gpu:1, npu, ...; default: the best.")]
 
 
@@ -138,8 +144,10 @@ def chat_command(
         list[str] | None, typer.Option(metavar="TEXT", help="End an answer before this; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
+    engine: EngineName = "auto",
+    weights: WeightFormat = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: float32 on the CPU, else 16 bits.")
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: the engine's and the device's.")
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Short for --dtype float16.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Short for --dtype bfloat16.")] = False,
@@ -190,7 +198,15 @@ def chat_command(
     drawing = picture_path(draw, "--draw") if draw is not None else None
     pictures = [open_picture(source) for source in image_file or ()]
     session = open_session(
-        model_path, params, conv_mode=conv_mode, system=system, dtype=dtype, device=device, lora_path=lora_path
+        model_path,
+        params,
+        conv_mode=conv_mode,
+        system=system,
+        engine=engine,
+        weights=weights,
+        dtype=dtype,
+        device=device,
+        lora_path=lora_path,
     )
     if batch or out:
         return run_batch(questions, session, batch_size)
@@ -233,6 +249,32 @@ def _one_of(flag: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         raise LlavaError(f"{flag}: {value[:40]!r} is not one of {', '.join(known)}{did_you_mean(value, known)}")
     return value
+
+
+@app.command("export")
+def export_command(
+    model_path: ModelPath = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A new folder.")] = None,
+    to: Annotated[str, typer.Option(help="The only one so far: openvino.")] = "openvino",
+    weights: Annotated[str, typer.Option(help="int4, int8, bf16 or f32.")] = "int8",
+    group_size: Annotated[int, typer.Option(help="Neighbours that share a scale with int4: 32, 64 or 128.")] = 128,
+    lora_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter, merged on the way.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a checkpoint as OpenVINO graphs, which run faster on a CPU."""
+    if model_path is None or out is None:
+        raise LlavaError(f"{'--model-path' if model_path is None else '--out'} is missing")
+    _one_of("--to", to, ("openvino",))
+    from paddle_llava.opening import need_openvino
+
+    need_openvino("llava export")
+    from paddle_llava.engines.openvino.export import export
+    from paddle_llava.engines.openvino.formats import Formats
+
+    formats = Formats(weights, group_size)
+    with progress_bar(f"exporting {model_path}") as progress:
+        export(model_path, out, formats, lora_path=lora_path, progress=progress)
+    note(f"{out} holds {model_path} with {weights} weights; llava chat --model-path {out}")
 
 
 @app.command()

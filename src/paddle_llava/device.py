@@ -68,15 +68,21 @@ def select_device(name: str | None = None) -> str:
     return kind
 
 
+def known_dtype(requested: str) -> str:
+    """The full name of a dtype. Raises `LlavaError` for a name that is none."""
+    name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(requested, requested)
+    if name not in DTYPES:
+        raise LlavaError(f"dtype {requested!r} is not one of {', '.join(DTYPES)}{did_you_mean(requested, DTYPES)}")
+    return name
+
+
 def compute_dtype(requested: str) -> tuple[str, str | None]:
     """The dtype to compute in on the current device, and a sentence when it is not the requested one.
 
     Paddle's CPU build has no matrix product for 16-bit floats (and its `is_bfloat16_supported` says otherwise), so
     the CPU computes in float32. Raises `LlavaError` for a name that is no dtype.
     """
-    name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(requested, requested)
-    if name not in DTYPES:
-        raise LlavaError(f"dtype {requested!r} is not one of {', '.join(DTYPES)}{did_you_mean(requested, DTYPES)}")
+    name = known_dtype(requested)
     if name == "float32":
         return name, None
     import paddle

@@ -39,7 +39,7 @@ def test_from_files_to_figures(
     assert f"f1 {result['figures']['f1']:26.2f}"[-9:] in told.out
     assert (folder / "report.html").is_file()
     assert result["run"]["settings"]["template"] == "vicuna_v1"
-    assert result["run"]["settings"]["dtype"] == "float32"
+    assert result["run"]["settings"]["dtype"] == "openvino f32"
     # Once more: nothing is left to ask, and the answer can be had in JSON.
     before = (folder / "predictions.jsonl").read_text()
     assert main(command(demo_checkpoint, pope_folder, "--json")) == 0

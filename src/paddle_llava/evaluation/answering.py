@@ -225,4 +225,4 @@ def _failed(question: Question, problems: dict[str, str]) -> Prediction:
 
 
 def _bytes(tensor: Any) -> int:
-    return int(tensor.size) * int(tensor.element_size())
+    return int(tensor.size) * int(tensor.itemsize)

@@ -46,8 +46,14 @@ def evaluate(
         str | None, typer.Option(metavar="NAME|FILE", help="A conversation template; default: the checkpoint's.")
     ] = None,
     lora_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter, merged on loading.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="paddle or openvino; auto: openvino on a CPU where it is installed.")
+    ] = "auto",
+    weights: Annotated[
+        str | None, typer.Option(help="int4, int8, bf16 or f32, for openvino; default: int8, if small f32.")
+    ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: float32 on the CPU, else 16 bits.")
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: the engine's and the device's.")
     ] = None,
     device: Annotated[
         str | None, typer.Option(metavar="NAME", help="cpu, gpu, gpu:1, npu, ...; default: the best.")
@@ -78,7 +84,14 @@ def evaluate(
     if max_new_tokens is not None:
         questions = [replace(question, max_new_tokens=max_new_tokens) for question in questions]
     session = open_session(
-        model_path, SamplingParams(), conv_mode=conv_mode, dtype=dtype, device=device, lora_path=lora_path
+        model_path,
+        SamplingParams(),
+        conv_mode=conv_mode,
+        engine=engine,
+        weights=weights,
+        dtype=dtype,
+        device=device,
+        lora_path=lora_path,
     )
     settings = {
         "data": [str(path) for path in paths],

@@ -1,0 +1,70 @@
+"""Converted weights that are kept from one start to the next, each under a name that its sources make."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple
+from pathlib import Path
+
+from paddle_llava import hub
+from paddle_llava.checkpoints.folder import weight_files
+from paddle_llava.console import note, progress_bar
+from paddle_llava.engines.openvino.export import export
+from paddle_llava.engines.openvino.formats import Formats
+from paddle_llava.errors import LlavaError
+from paddle_llava.pretrained import Pretrained
+
+VERSION = 1
+"""Part of every name; counts up when the graphs or the rounding change."""
+
+
+def cached_export(pretrained: Pretrained, formats: Formats, lora_path: str | None, name: str) -> Path:
+    """The folder of graphs made of a checkpoint, and of an adapter, written at the first time, which is said aloud.
+
+    Another process that wants the same waits for the first one. Raises `LlavaError`.
+    """
+    folder = cache_folder() / f"{re.sub('[^0-9A-Za-z._-]', '_', name)}-{_key(pretrained, formats, lora_path)}"
+    with _locked(folder):
+        if not folder.is_dir():
+            note(f"making {formats.weights} weights for OpenVINO, this once; they are kept in {folder}")
+            with progress_bar(f"converting {name}") as progress:
+                export(pretrained.folder, folder, formats, lora_path=lora_path, progress=progress)
+    return folder
+
+
+def cache_folder() -> Path:
+    """`~/.cache/paddle-llava/openvino`, or below `XDG_CACHE_HOME`."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "paddle-llava" / "openvino"
+
+
+def _key(pretrained: Pretrained, formats: Formats, lora_path: str | None) -> str:
+    """Of what the graphs are made of: the files' places, sizes and times, which a change of weights changes."""
+    files = [pretrained.folder / "config.json", *weight_files(pretrained.folder)]
+    with pretrained.open_weights() as checkpoint:
+        if not checkpoint.carries_vision_tower and pretrained.config.vision_tower_name:
+            files += weight_files(hub.tower_folder(pretrained.config.vision_tower_name))
+    if lora_path is not None:
+        files += sorted(path for path in Path(lora_path).expanduser().glob("adapter_*") if path.is_file())
+    sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    digest = hashlib.sha256(json.dumps([VERSION, astuple(formats), sources]).encode()).hexdigest()
+    return f"{formats.weights}-{digest[:16]}"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    from huggingface_hub.utils import WeakFileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LlavaError(
+            f"{folder.parent}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to another place"
+        ) from None
+    with WeakFileLock(folder.with_name(f".{folder.name}.lock")):
+        yield

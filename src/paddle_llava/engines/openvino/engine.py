@@ -1,0 +1,153 @@
+"""The forward pass by OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from openvino import CompiledModel, InferRequest, Tensor
+
+from paddle_llava.config import LlavaConfig
+from paddle_llava.geometry import ImageLayout
+
+TILES_AT_A_TIME = 4
+CHUNK = 512
+"""Tokens of a prefill that run at a time: more are no faster, and attention's scores grow with them."""
+COMPACT_FROM = 256
+"""Forgotten slots of the cache that are worth a copy of the rest."""
+
+
+class OpenVINOEngine:
+    """Runs three compiled graphs over the cache that the decoder's graph keeps; see `PaddleEngine` for the promises.
+
+    The cache grows at its end. What is rewound stays in it, hidden by the attention mask, until it is a third of the
+    cache and `COMPACT_FROM` slots: taking it out copies all that stays.
+    """
+
+    def __init__(
+        self, config: LlavaConfig, decoder: CompiledModel, embedding: CompiledModel, vision: CompiledModel,
+        image_newline: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.decoder = decoder
+        self._request: InferRequest = decoder.create_infer_request()
+        self._embedding: InferRequest = embedding.create_infer_request()
+        self._vision: InferRequest = vision.create_infer_request()
+        self._image_newline = image_newline
+        self.reset()
+
+    @property
+    def length(self) -> int:
+        return len(self._slots)
+
+    def reset(self) -> None:
+        """Forget everything; the next prefill may have another batch size."""
+        self._request.reset_state()
+        self._slots = np.zeros(0, np.int64)  # of the positions held, where in the cache each is
+        self._mask = np.zeros((1, 0), np.int64)  # [batch, slots], 0 where padding or something forgotten is
+
+    def encode_images(self, pixel_values: np.ndarray, image_sizes: np.ndarray) -> list[np.ndarray]:
+        """One float32 [num_features, hidden_size] array a picture; arguments as the processor gives them."""
+        layouts = [self.config.image_layout((height, width)) for height, width in np.asarray(image_sizes).tolist()]
+        if sum(layout.tiles for layout in layouts) != len(pixel_values):
+            raise ValueError(f"{len(pixel_values)} tiles do not belong to {len(layouts)} pictures")
+        tiles = [
+            _first(self._vision.infer({"pixel_values": np.asarray(pixel_values[start : start + TILES_AT_A_TIME])}))
+            for start in range(0, len(pixel_values), TILES_AT_A_TIME)
+        ]
+        rest, features = np.concatenate(tiles), []
+        for layout in layouts:
+            features.append(arranged(rest[: layout.tiles], layout, self._image_newline))
+            rest = rest[layout.tiles :]
+        return features
+
+    def prefill(self, inputs: Mapping[str, Any]) -> np.ndarray:
+        """Run the tokens `inputs["input_ids"]` [batch, length] after those held; logits of the last position.
+
+        Pictures come as `pixel_values` and `image_sizes`, or as `image_features`. `attention_mask` [batch, length]
+        marks left padding and is only for the first prefill after a `reset`.
+        """
+        features = inputs.get("image_features")
+        if features is None and inputs.get("pixel_values") is not None:
+            features = self.encode_images(inputs["pixel_values"], inputs["image_sizes"])
+        ids = np.asarray(inputs["input_ids"], dtype=np.int64)
+        given = inputs.get("attention_mask")
+        mask = np.ones_like(ids) if given is None else np.asarray(given).astype(np.int64)
+        embeds = self._embed(ids, features or [])
+        for start in range(0, ids.shape[1], CHUNK):
+            logits = self._run(embeds[:, start : start + CHUNK], mask[:, start : start + CHUNK])
+        return logits
+
+    def decode(self, token_ids: np.ndarray) -> np.ndarray:
+        """Run one token a row, `token_ids` int64 [batch]; logits of what follows."""
+        ids = np.asarray(token_ids, dtype=np.int64)[:, None]
+        return self._run(self._embed(ids, []), np.ones_like(ids))
+
+    def rewind(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot rewind to {length}: the cache holds {self.length} positions")
+        if length == 0:
+            self.reset()
+            return
+        self._mask[:, self._slots[length:]] = 0
+        self._slots = self._slots[:length]
+        forgotten = self._mask.shape[1] - length
+        if forgotten >= COMPACT_FROM and 3 * forgotten >= self._mask.shape[1]:
+            self._compact()
+
+    def _compact(self) -> None:
+        for state in self._request.query_state():
+            state.state = Tensor(np.ascontiguousarray(state.state.data[:, :, self._slots]))
+        self._mask = np.ascontiguousarray(self._mask[:, self._slots])
+        self._slots = np.arange(self.length)
+
+    def _embed(self, ids: np.ndarray, image_features: list[np.ndarray]) -> np.ndarray:
+        is_image = ids == self.config.image_token_id
+        embeds = _first(self._embedding.infer({"input": np.where(is_image, 0, ids)}))
+        given = sum(map(len, image_features))
+        if is_image.sum() != given:
+            raise ValueError(f"{is_image.sum()} image tokens in input_ids, but {given} image features")
+        if given:
+            embeds[is_image] = np.concatenate(image_features)
+        return embeds
+
+    def _run(self, embeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        batch, length, _ = embeds.shape
+        before = self._mask if self._mask.shape[1] else np.zeros((batch, 0), np.int64)
+        visible = np.concatenate([before, mask], axis=1)
+        # Padding takes no position, and neither does what was rewound.
+        positions = np.maximum(np.cumsum(visible, axis=1) - 1, 0)[:, -length:]
+        inputs = {
+            "inputs_embeds": np.ascontiguousarray(embeds),
+            "attention_mask": visible,
+            "position_ids": np.ascontiguousarray(positions),
+            "beam_idx": np.arange(batch, dtype=np.int32),
+        }
+        logits = _first(self._request.infer(inputs))[:, -1]
+        self._slots = np.append(self._slots, np.arange(self._mask.shape[1], visible.shape[1]))
+        self._mask = visible
+        return logits
+
+
+def _first(outputs: Mapping[Any, np.ndarray]) -> np.ndarray:
+    return next(iter(outputs.values()))
+
+
+def arranged(tiles: np.ndarray, layout: ImageLayout, newline: np.ndarray | None) -> np.ndarray:
+    """One picture's `tiles` [tiles, features, hidden] to [num_features, hidden]: base view, then unpadded rows, each
+    with `newline` at its end (LLaVA-NeXT)."""
+    base, rest = tiles[0], tiles[1:]
+    if layout.tiles == 1:
+        return base
+    if not layout.newlines or newline is None:
+        return tiles.reshape(-1, tiles.shape[-1])
+    grid_rows, grid_columns = layout.grid
+    side, width = int(layout.base**0.5), tiles.shape[-1]
+    # With the class token kept, the high-resolution tiles still hold only their patches.
+    plane = rest[:, -side * side :].reshape(grid_rows, grid_columns, side, side, width)
+    plane = plane.transpose(0, 2, 1, 3, 4).reshape(grid_rows * side, grid_columns * side, width)
+    plane = plane[layout.top : layout.top + layout.rows, layout.left : layout.left + layout.columns]
+    ends = np.broadcast_to(newline, (layout.rows, 1, width))
+    return np.concatenate([base, np.concatenate([plane, ends], axis=1).reshape(-1, width)])

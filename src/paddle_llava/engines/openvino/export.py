@@ -1,0 +1,156 @@
+"""A checkpoint as a folder of OpenVINO graphs, which `llava chat` and `openvino_genai` read."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from paddle_llava.checkpoints.adapter import Merged, read_adapter
+from paddle_llava.checkpoints.config_file import config_to_dict
+from paddle_llava.checkpoints.vocabulary import extend_vocabulary
+from paddle_llava.checkpoints.write import Progress, TensorSource
+from paddle_llava.config import Layout, LlavaConfig
+from paddle_llava.engines.openvino.engine import OpenVINOEngine
+from paddle_llava.engines.openvino.formats import Formats
+from paddle_llava.engines.openvino.graphs import DECODER, build, engine_from_folder, newline_of
+from paddle_llava.errors import LlavaError
+from paddle_llava.json_file import read_json, write_json
+from paddle_llava.pretrained import Pretrained, find_pretrained
+from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.processing.templates import TEMPLATES
+
+SETTINGS = "openvino_config.json"
+
+
+def export(
+    source: str | Path,
+    target: Path,
+    formats: Formats,
+    *,
+    lora_path: str | Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the checkpoint `source` (a name or a folder, of any layout) as graphs to the new folder `target`.
+
+    The tokenizer, the preprocessor and `config.json` go along, so that `target` is a model by itself. The adapter in
+    `lora_path` is merged. Everything is written beside `target`, which is there only when all of it is. Raises
+    `LlavaError`.
+    """
+    target = Path(target).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise LlavaError(f"{target}: already exists and is not an empty folder; choose another place")
+    pretrained = find_pretrained(source)
+    if is_exported(pretrained.folder):
+        raise LlavaError(f"{pretrained.folder}: holds OpenVINO graphs already; export the checkpoint they were made of")
+    processor = LlavaProcessor.from_pretrained(pretrained.folder)
+    beside = target.with_name(f".{target.name}.incomplete")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)  # of an export that was killed
+        beside.mkdir(parents=True)
+        try:
+            _write(beside, pretrained, processor, formats, lora_path, progress)
+            beside.replace(target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise LlavaError(f"{error.filename or target}: cannot be written ({error.strerror or error})") from error
+
+
+def _write(
+    folder: Path,
+    pretrained: Pretrained,
+    processor: LlavaProcessor,
+    formats: Formats,
+    lora_path: str | Path | None,
+    progress: Progress | None,
+) -> None:
+    layout = _layout(pretrained.config)
+    with pretrained.open_weights() as weights:
+        tensors: TensorSource = with_adapter(weights, pretrained, lora_path)
+        config = pretrained.config
+        if layout == "hf":
+            tensors, config = extend_vocabulary(tensors, config)
+        _check_space(folder, tensors, formats)
+        for name, model in build(config, tensors, formats, progress):
+            try:
+                openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
+            except RuntimeError as error:  # OpenVINO's word for a full disk, too
+                raise OSError(None, str(error).strip().splitlines()[-1][:200], str(folder)) from None
+            del model
+            gc.collect()
+        newline = newline_of(config, tensors)
+    processor.save_pretrained(folder, layout)
+    raw = config_to_dict(replace(config, dtype=weights.dtype("language_model.embed_tokens.weight")), layout)
+    if processor.template.name in TEMPLATES:
+        raw["conv_mode"] = processor.template.name
+    if newline is not None:
+        raw["image_newline"] = newline.tolist()  # where openvino_genai looks for it, and we too
+    write_json(folder / SETTINGS, {"dtype": formats.weights, "group_size": formats.group_size})
+    write_json(folder / "config.json", raw)
+
+
+def with_adapter(weights: TensorSource, pretrained: Pretrained, lora_path: str | Path | None) -> TensorSource:
+    """`weights` with the adapter in `lora_path` merged; in float32, for they are rounded once more."""
+    if lora_path is None:
+        return weights
+    return Merged(weights, read_adapter(Path(lora_path).expanduser(), pretrained.config), "float32")
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether `folder` holds graphs instead of weights."""
+    return (folder / f"{DECODER}.xml").is_file()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that `export` has written."""
+
+    folder: Path
+    config: LlavaConfig
+    formats: Formats
+    image_newline: np.ndarray | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Exported:
+        """Raises `LlavaError` naming the file and the key."""
+        pretrained = find_pretrained(folder)
+        raw = read_json(folder / SETTINGS)
+        weights, group_size = raw.get("dtype"), raw.get("group_size", 128)
+        if not isinstance(weights, str) or not isinstance(group_size, int):
+            raise LlavaError(f"{folder / SETTINGS}: dtype and group_size are not what llava export writes")
+        config = pretrained.config
+        newline = _newline(pretrained.raw, config, folder) if config.has_image_newline else None
+        return cls(folder, config, Formats(weights, group_size), newline)
+
+    def engine(self) -> OpenVINOEngine:
+        return engine_from_folder(self.folder, self.config, self.formats, self.image_newline)
+
+
+def _newline(raw: dict[str, Any], config: LlavaConfig, folder: Path) -> np.ndarray:
+    values = raw.get("image_newline")
+    width = config.text.hidden_size
+    numbers = isinstance(values, Sequence) and all(type(value) in (int, float) for value in values)
+    if not numbers or len(values or ()) != width:
+        raise LlavaError(f"{folder / 'config.json'}: image_newline is not a list of {width} numbers; export again")
+    return np.array(values, np.float32)
+
+
+def _layout(config: LlavaConfig) -> Layout:
+    """`hf`, which `openvino_genai` reads too, unless that cannot express the model."""
+    anyres_without_unpad = config.image_grid_pinpoints is not None and not config.unpad
+    return "original" if config.projector_type != "mlp2x_gelu" or anyres_without_unpad else "hf"
+
+
+def _check_space(folder: Path, tensors: TensorSource, formats: Formats) -> None:
+    parameters = sum(int(np.prod(tensors.shape(name))) for name in tensors.names())
+    needed = int(parameters * formats.bytes_per_parameter)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise LlavaError(f"{folder.parent}: the disk is too full: {needed} bytes are needed, {free} are free")

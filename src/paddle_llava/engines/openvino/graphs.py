@@ -1,0 +1,97 @@
+"""A model's three graphs: built from its tensors, written to a folder, and made ready to run from either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from openvino import Core, Model
+
+from paddle_llava.checkpoints.dtypes import to_dtype
+from paddle_llava.checkpoints.write import Progress, TensorSource
+from paddle_llava.config import LlavaConfig
+from paddle_llava.engines.openvino.decoder import decoder_graph
+from paddle_llava.engines.openvino.engine import OpenVINOEngine
+from paddle_llava.engines.openvino.formats import Formats
+from paddle_llava.engines.openvino.pages import released
+from paddle_llava.engines.openvino.vision import text_embedding_graph, vision_graph
+from paddle_llava.engines.openvino.weights import Weights
+from paddle_llava.errors import LlavaError
+
+DECODER, EMBEDDING, VISION = (f"openvino_{part}_model" for part in ("language", "text_embeddings", "vision_embeddings"))
+
+
+def build(
+    config: LlavaConfig, tensors: TensorSource, formats: Formats, progress: Progress | None = None
+) -> Iterator[tuple[str, Model]]:
+    """The graphs by name, one after another: a graph that is done with need not wait in memory for the next."""
+    weights = Weights(tensors, progress)
+    yield VISION, vision_graph(config, weights, formats.rest)
+    yield EMBEDDING, text_embedding_graph(config, weights, formats.rest)
+    layers = formats.layers(config.text.num_hidden_layers)
+    yield DECODER, decoder_graph(config.text, weights, layers, formats.rest)
+    weights.finish()
+
+
+def newline_of(config: LlavaConfig, tensors: TensorSource) -> np.ndarray | None:
+    """`image_newline` as float32 [hidden_size], which stands in none of the graphs."""
+    if not config.has_image_newline:
+        return None
+    return to_dtype(tensors.read("image_newline"), tensors.dtype("image_newline"), "float32", where="image_newline")
+
+
+def engine_in_memory(
+    config: LlavaConfig, tensors: TensorSource, formats: Formats, progress: Progress | None = None
+) -> OpenVINOEngine:
+    """An engine of `tensors` in `formats`, with nothing written to the disk."""
+    models = dict(build(config, tensors, formats, progress))
+    return _compiled(config, models, formats, newline_of(config, tensors))
+
+
+def engine_from_folder(
+    folder: Path, config: LlavaConfig, formats: Formats, image_newline: np.ndarray | None
+) -> OpenVINOEngine:
+    """The engine of graphs that were written to `folder`. Raises `LlavaError` for a file that cannot be read."""
+    paths = {name: folder / f"{name}.xml" for name in (DECODER, EMBEDDING, VISION)}
+    for path in paths.values():
+        _check_whole(path)
+    with released(folder / f"{DECODER}.bin"):
+        return _compiled(config, paths, formats, image_newline)
+
+
+def _check_whole(path: Path) -> None:
+    """OpenVINO tries all formats it knows on a file that is no graph of its own, and says so at length."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(5)
+            file.seek(max(0, path.stat().st_size - 20))
+            last = file.read()
+    except OSError as error:
+        raise LlavaError(f"{path}: cannot be read ({error.strerror}); export again") from None
+    if first != b"<?xml" or not last.rstrip().endswith(b"</net>"):
+        raise LlavaError(f"{path}: truncated or damaged; export again")
+
+
+def _compiled(
+    config: LlavaConfig, sources: Mapping[str, Model | Path], formats: Formats, image_newline: np.ndarray | None
+) -> OpenVINOEngine:
+    core = Core()
+    other = formats.other_settings()
+
+    def compiled(name: str, settings: dict[str, Any]) -> openvino.CompiledModel:
+        try:
+            return core.compile_model(sources[name], "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-200:]
+            raise LlavaError(f"{sources[name]}: OpenVINO cannot make a model of it ({reason})") from None
+
+    decoder = compiled(DECODER, formats.decoder_settings())
+    config = replace(config, dtype=f"openvino {formats.weights}")  # what evaluations note of their settings
+    engine = OpenVINOEngine(config, decoder, compiled(EMBEDDING, other), compiled(VISION, other), image_newline)
+    engine.decode(np.zeros(1, np.int64))  # the plug-in packs the decoder's matrices when it first runs
+    engine.reset()
+    return engine

@@ -1,0 +1,248 @@
+"""The OpenVINO engine against what `transformers` answered, and against Paddle where shapes are out of the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("openvino")
+
+from paddle_llava import ChatSession, LlavaProcessor, SamplingParams
+from paddle_llava.checkpoints.names import parameter_shapes
+from paddle_llava.checkpoints.write import ArraySource
+from paddle_llava.config import LlavaConfig, TextConfig, VisionConfig
+from paddle_llava.engines.openvino import engine as engine_module
+from paddle_llava.engines.openvino.engine import OpenVINOEngine
+from paddle_llava.engines.openvino.formats import Formats
+from paddle_llava.engines.openvino.graphs import engine_in_memory
+from paddle_llava.pretrained import find_pretrained
+from reference_cases import ANSWER_TOKENS, CASES, CHECKPOINTS, CONVERSATIONS, FIXTURES, PHOTOS, TOLERANCE
+
+SMALL = LlavaConfig(
+    VisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=6, patch_size=2
+    ),
+    TextConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=256,
+    ),
+    image_token_id=39,
+    image_aspect_ratio="pad",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    engine: OpenVINOEngine
+    processor: LlavaProcessor
+    expected: dict[str, np.ndarray]
+
+    def inputs(self, title: str) -> dict[str, np.ndarray]:
+        return self.processor.prepare(list(CASES[title].prompts), CASES[title].pictures)
+
+    def last(self, title: str) -> np.ndarray:
+        """What `transformers` said after the whole prompts of a case."""
+        return self.expected[f"{title}/logits"][:, -1]
+
+
+def engine_of(name: str, weights: str) -> OpenVINOEngine:
+    pretrained = find_pretrained(FIXTURES / name)
+    with pretrained.open_weights() as tensors:
+        return engine_in_memory(pretrained.config, tensors, Formats(weights, 32))
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def loaded(request: pytest.FixtureRequest) -> Loaded:
+    with np.load(FIXTURES / f"{request.param}.npz") as expected:
+        processor = LlavaProcessor.from_pretrained(FIXTURES / request.param)
+        return Loaded(engine_of(request.param, "f32"), processor, dict(expected))
+
+
+@pytest.fixture(autouse=True)
+def _empty(request: pytest.FixtureRequest) -> None:
+    if "loaded" in request.fixturenames:
+        request.getfixturevalue("loaded").engine.reset()
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_logits_are_those_of_transformers(loaded: Loaded, title: str) -> None:
+    logits = loaded.engine.prefill(loaded.inputs(title))
+    assert logits.dtype == np.float32
+    assert np.abs(logits - loaded.last(title)).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("title", ["two pictures", "batch"])
+def test_a_prefill_in_chunks_is_the_whole(
+    loaded: Loaded, title: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk of 1 is also what decoding does; with padding in front, and chunks of padding alone."""
+    monkeypatch.setattr(engine_module, "CHUNK", chunk)
+    assert np.abs(loaded.engine.prefill(loaded.inputs(title)) - loaded.last(title)).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("first", [1, 20, 40])
+def test_prefills_that_follow_each_other(loaded: Loaded, first: int) -> None:
+    """Also when one ends within a picture; the last tokens are decoded one by one."""
+    inputs, engine = loaded.inputs("two pictures"), loaded.engine
+    ids, is_image = inputs["input_ids"], inputs["input_ids"][0] == engine.config.image_token_id
+    features = np.concatenate(engine.encode_images(inputs["pixel_values"], inputs["image_sizes"]))
+    for start, end in pairwise([0, first, ids.shape[1] - 6]):
+        shown = features[is_image[:start].sum() : is_image[:end].sum()]
+        engine.prefill({"input_ids": ids[:, start:end], "image_features": [shown]})
+        assert engine.length == end
+    for token in ids[:, -6:].T:
+        logits = engine.decode(token)
+    assert np.abs(logits - loaded.last("two pictures")).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("title", CONVERSATIONS)
+def test_greedy_answers_of_three_turns(loaded: Loaded, title: str) -> None:
+    session = ChatSession(loaded.engine, loaded.processor, params=SamplingParams(max_new_tokens=ANSWER_TOKENS))
+    texts = ["".join(session.ask(text, photo and PHOTOS / photo)) for text, photo in CONVERSATIONS[title]]
+    answers = [[int(token) for token in row if token >= 0] for row in loaded.expected[f"{title}/answers"]]
+    assert texts == [loaded.processor.tokenizer.decode(tokens) for tokens in answers]
+
+
+@pytest.mark.parametrize("compact_from", [1, 10_000])
+def test_what_is_rewound_is_forgotten(loaded: Loaded, compact_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a batch with padding; hidden by the mask, or taken out of the cache."""
+    monkeypatch.setattr(engine_module, "COMPACT_FROM", compact_from)
+    engine, inputs = loaded.engine, loaded.inputs("batch")
+    length = inputs["input_ids"].shape[1]
+    engine.prefill(inputs)
+    kept = engine.decode(np.array([5, 6, 7]))
+    wrong = np.full((3, length), 9)
+    for _ in range(2):
+        engine.prefill({"input_ids": wrong})
+        engine.decode(np.array([9, 9, 9]))
+        engine.rewind(length + 1)
+        engine.rewind(length)
+        assert engine.length == length
+        assert (engine._mask.shape[1] < 1.5 * length) == (compact_from == 1)
+        assert np.abs(engine.decode(np.array([5, 6, 7])) - kept).max() < 1e-4
+    engine.rewind(0)
+    assert engine.length == 0
+    assert np.abs(engine.prefill(inputs) - loaded.last("batch")).max() < TOLERANCE
+    with pytest.raises(ValueError):
+        engine.rewind(length + 1)
+
+
+def test_features_and_tokens_must_be_as_many(loaded: Loaded) -> None:
+    image_token = loaded.engine.config.image_token_id
+    with pytest.raises(ValueError, match="2 image tokens in input_ids, but 0"):
+        loaded.engine.prefill({"input_ids": np.array([[1, image_token, image_token]])})
+
+
+# --- formats of weights ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("weights", "error"), [("bf16", 0.04), ("int8", 0.12), ("int4", 0.3)])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_rounded_weights_stay_near(name: str, weights: str, error: float) -> None:
+    """Root mean squared errors, against logits of a deviation of 2.4; models of this width suffer most."""
+    loaded = Loaded(engine_of(name, weights), LlavaProcessor.from_pretrained(FIXTURES / name), {})
+    exact = engine_of(name, "f32")
+    inputs = loaded.inputs("batch")
+    rounded, whole = loaded.engine.prefill(inputs), exact.prefill(inputs)
+    assert np.sqrt(np.mean((rounded - whole) ** 2)) < error * whole.std()
+    assert np.abs(rounded - whole).max() > 1e-3
+
+
+def layers_of(engine: OpenVINOEngine) -> tuple[Counter[str], Counter[str]]:
+    """The kinds of nodes that the plug-in runs, and the types of the matrices of its products."""
+    nodes = engine.decoder.get_runtime_model().get_ops()
+    kinds = Counter(node.rt_info["layerType"].astype(str) for node in nodes)
+    products = [node for node in nodes if node.rt_info["layerType"].astype(str) == "FullyConnected"]
+    return kinds, Counter(product.rt_info["runtimePrecision"].astype(str) for product in products)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+def test_the_plugin_runs_each_layer_in_few_nodes(heads: tuple[int, int]) -> None:
+    """Else it is right but slow: attention with its cache in one node, and so are norms and rotations, and products
+    take the rounded matrices as they are."""
+    text = replace(SMALL.text, num_attention_heads=heads[0], num_key_value_heads=heads[1])
+    config, layers = replace(SMALL, text=text), text.num_hidden_layers
+    for weights in ("int8", "int4"):
+        kinds, matrices = layers_of(engine_in_memory(config, random_tensors(config), Formats(weights, 32)))
+        assert kinds["ScaledDotProductAttention"] == layers
+        assert kinds["MemoryInput"] == kinds["MemoryOutput"] == 2 * layers
+        assert kinds["RMS"] == 2 * layers + 1
+        assert kinds["RoPE"] == 2 * layers
+        assert kinds["FullyConnected"] == 5 * layers + 1
+        assert "MatMul" not in kinds
+        assert set(matrices) <= {"i8", "u8", "u4", "i4"}
+
+
+# --- shapes against Paddle ------------------------------------------------------------------------
+
+
+def random_tensors(config: LlavaConfig) -> ArraySource:
+    random = np.random.default_rng(0)
+    arrays = {}
+    for name, shape in parameter_shapes(config).items():
+        noise = random.standard_normal(shape).astype(np.float32)
+        arrays[name] = 1 + 0.2 * noise if "norm.weight" in name else noise * (0.3 if len(shape) == 1 else 0.2)
+    return ArraySource(arrays)
+
+
+def changed(**text: Any) -> LlavaConfig:
+    return replace(SMALL, text=replace(SMALL.text, **text))
+
+
+SHAPES = {
+    "biases": changed(attention_bias=True, mlp_bias=True),
+    "a head for each key": changed(num_key_value_heads=4),
+    "one key for all heads": changed(num_key_value_heads=1),
+    "heads wider than the model": changed(head_dim=16),
+    "scaled rotations": changed(rope_theta=5e5, rope_scaling_factor=4.0),
+    "tied embeddings": changed(tie_word_embeddings=True),
+    "another norm": changed(rms_norm_eps=1e-2),
+    "one layer": changed(num_hidden_layers=1),
+    "the class token": replace(SMALL, keep_cls=True),
+    "the first layer of the tower": replace(SMALL, vision_feature_layer=1),
+    "GELU in the tower": replace(SMALL, vision=replace(SMALL.vision, hidden_act="gelu")),
+    "a projector of one layer": replace(SMALL, projector_type="linear"),
+    "a projector of three layers": replace(SMALL, projector_type="mlp3x_gelu", projector_bias=False),
+    "tiles without unpadding": replace(
+        SMALL, image_aspect_ratio="anyres", image_grid_pinpoints=((6, 12), (12, 12)), unpad=False
+    ),
+    "tiles with newlines": replace(SMALL, image_aspect_ratio="anyres", image_grid_pinpoints=((6, 12), (12, 12))),
+    "tiles with class tokens": replace(
+        SMALL, image_aspect_ratio="anyres", image_grid_pinpoints=((6, 12), (12, 12)), keep_cls=True
+    ),
+}
+
+
+@pytest.mark.parametrize("title", SHAPES)
+def test_other_shapes_answer_as_paddle_does(title: str) -> None:
+    from paddle_llava import LlavaForConditionalGeneration
+    from paddle_llava.engines.paddle import PaddleEngine
+
+    config = SHAPES[title]
+    tensors = random_tensors(config)
+    ours = engine_in_memory(config, tensors, Formats("f32"))
+    paddles = PaddleEngine(LlavaForConditionalGeneration.from_tensors(config, tensors))
+    sizes = np.array([[9, 20], [30, 11]])
+    layouts = [config.image_layout((height, width)) for height, width in sizes.tolist()]
+    pixels = np.random.default_rng(1).standard_normal((sum(layout.tiles for layout in layouts), 3, 6, 6))
+    pixels = pixels.astype(np.float32)
+    for mine, its in zip(ours.encode_images(pixels, sizes), paddles.encode_images(pixels, sizes), strict=True):
+        assert np.abs(mine - its.numpy()).max() < 1e-4
+    rows = [[1, *[39] * layout.num_features, 7, 8] for layout in layouts]
+    longest = max(map(len, rows))
+    inputs = {
+        "input_ids": np.array([[0] * (longest - len(row)) + row for row in rows]),
+        "attention_mask": np.array([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+        "pixel_values": pixels,
+        "image_sizes": sizes,
+    }
+    assert np.abs(ours.prefill(inputs) - paddles.prefill(inputs)).max() < 1e-4
+    for token in (3, 4):
+        tokens = np.array([token, token + 5])
+        assert np.abs(ours.decode(tokens) - paddles.decode(tokens)).max() < 1e-4

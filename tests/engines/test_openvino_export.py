@@ -1,0 +1,214 @@
+"""Folders of OpenVINO graphs: what is written, what is read back, and who gets to run a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("openvino")
+
+from paddle_llava import LlavaProcessor, opening
+from paddle_llava.cli import main
+from paddle_llava.convert import convert
+from paddle_llava.engines.openvino import export as export_module
+from paddle_llava.engines.openvino.cache import cache_folder
+from paddle_llava.engines.openvino.engine import OpenVINOEngine
+from paddle_llava.engines.openvino.export import Exported, export
+from paddle_llava.engines.openvino.formats import Formats
+from paddle_llava.engines.openvino.pages import released
+from paddle_llava.errors import LlavaError
+from paddle_llava.opening import open_model
+from paddle_llava.pretrained import find_pretrained
+from reference_cases import CASES, CHECKPOINTS, FIXTURES, TOLERANCE
+
+
+def logits(engine: Any, processor: LlavaProcessor, title: str = "640x480") -> np.ndarray:
+    engine.reset()
+    return engine.prefill(processor.prepare(list(CASES[title].prompts), CASES[title].pictures))
+
+
+def expected(name: str, title: str = "640x480") -> np.ndarray:
+    with np.load(FIXTURES / f"{name}.npz") as arrays:
+        return arrays[f"{title}/logits"][:, -1]
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_folder_is_a_model_by_itself(name: str, tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / name, tmp_path / "source")
+    told: list[tuple[int, int]] = []
+    export(tmp_path / "source", tmp_path / "out", Formats("f32"), progress=lambda *done: told.append(done))
+    shutil.rmtree(tmp_path / "source")
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1] > told[0][0]
+    engine, processor = open_model(str(tmp_path / "out"))
+    assert isinstance(engine, OpenVINOEngine)
+    assert np.abs(logits(engine, processor) - expected(name)).max() < TOLERANCE
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+def test_rounded_weights_are_read_back_as_written(weights: str, tmp_path: Path) -> None:
+    export(FIXTURES / "v1_6", tmp_path / "out", Formats(weights, 32))
+    assert Exported.read(tmp_path / "out").formats == Formats(weights, 32)
+    from_folder = logits(*open_model(str(tmp_path / "out")))
+    in_memory = logits(*open_model(str(FIXTURES / "v1_6"), weights=weights))
+    if weights != "int4":  # whose groups are of 128 in memory
+        assert np.abs(from_folder - in_memory).max() < 1e-5
+    assert np.abs(from_folder - expected("v1_6")).max() < 3
+
+
+def test_an_original_layout_gets_its_image_token(tmp_path: Path) -> None:
+    convert(FIXTURES / "v1_6", tmp_path / "original", "original")
+    export(tmp_path / "original", tmp_path / "out", Formats("f32"))
+    engine, processor = open_model(str(tmp_path / "out"))
+    assert processor.tokenizer.image_token_id == engine.config.image_token_id >= 0
+    assert np.abs(logits(engine, processor)[:, :528] - expected("v1_6")).max() < TOLERANCE
+
+
+def test_a_killed_export_leaves_nothing_that_looks_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if by SIGKILL in the last graph: nothing is cleaned up. The next one starts anew."""
+    written = []
+
+    class Killed(BaseException):
+        pass
+
+    def save(model: Any, path: Path, **options: Any) -> None:
+        written.append(path)
+        path.write_bytes(b"half")
+        if len(written) == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export_module.openvino, "save_model", save)
+        patch.setattr(export_module.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            export(FIXTURES / "v1_5", tmp_path / "out", Formats("int8"))
+    assert not (tmp_path / "out").exists()
+    (left,) = tmp_path.iterdir()
+    assert not (left / "config.json").exists()
+    with pytest.raises(LlavaError, match=r"no config\.json"):
+        open_model(str(left))
+    export(FIXTURES / "v1_5", tmp_path / "out", Formats("int8"))
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(export_module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(LlavaError, match="too full"):
+        export(FIXTURES / "v1_5", tmp_path / "out", Formats("int8"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_lora_is_merged(tmp_path: Path) -> None:
+    """As merging it first does."""
+    adapter = an_adapter(tmp_path / "adapter")
+    convert(FIXTURES / "v1_6", tmp_path / "merged", "hf", dtype="float32", lora_path=adapter)
+    engine, processor = open_model(str(FIXTURES / "v1_6"), lora_path=str(adapter))
+    merged = logits(*open_model(str(tmp_path / "merged")))
+    assert np.abs(logits(engine, processor) - merged).max() < 1e-4
+    assert np.abs(merged - expected("v1_6")).max() > 0.1
+    export(FIXTURES / "v1_6", tmp_path / "out", Formats("f32"), lora_path=adapter)
+    assert np.abs(logits(*open_model(str(tmp_path / "out"))) - merged).max() < 1e-4
+
+
+def an_adapter(folder: Path) -> Path:
+    from paddle_llava.checkpoints.adapter import Adapter, write_adapter
+
+    config = find_pretrained(FIXTURES / "v1_6").config
+    random = np.random.default_rng(0)
+    width = config.text.hidden_size
+    pair = (random.standard_normal((width, 2)).astype(np.float32), random.standard_normal((2, width)) * 0.05)
+    pairs = {"language_model.layers.1.self_attn.q_proj": (pair[0], pair[1].astype(np.float32))}
+    write_adapter(folder, Adapter(2, 4.0, pairs=pairs), config)
+    return folder
+
+
+# --- who runs it ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint that counts as a large one, and an empty cache."""
+    monkeypatch.setattr(opening, "SMALL", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Path(shutil.copytree(FIXTURES / "v1_5", tmp_path / "llava"))
+
+
+def test_large_weights_are_rounded_once(large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, processor = open_model(str(large))
+    told = capsys.readouterr().err
+    assert told.count("llava: note: making int8 weights for OpenVINO") == 1
+    (kept,) = (path for path in cache_folder().iterdir() if path.is_dir())
+    assert kept.name.startswith("llava-int8-")
+    assert str(kept) in told
+    second, _ = open_model(str(large))
+    assert capsys.readouterr().err == ""
+    assert np.array_equal(logits(first, processor), logits(second, processor))
+
+
+def test_other_weights_are_another_folder(large: Path, tmp_path: Path) -> None:
+    """Other bytes under the same name, another format, an adapter."""
+    open_model(str(large), weights="int4")
+    open_model(str(large), weights="int4", lora_path=None)
+    assert len([path for path in cache_folder().iterdir() if path.is_dir()]) == 1
+    (large / "model.safetensors").touch()
+    open_model(str(large), weights="int4")
+    open_model(str(large), dtype="bfloat16")
+    names = sorted(path.name.split("-")[1] for path in cache_folder().iterdir() if path.is_dir())
+    assert names == ["bf16", "int4", "int4"]
+
+
+def test_auto_takes_openvino_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = str(FIXTURES / "v1_5")
+    for options in ({}, {"device": "cpu"}, {"engine": "openvino"}, {"weights": "int8"}, {"dtype": "float32"}):
+        assert isinstance(open_model(source, **options)[0], OpenVINOEngine), options
+    from paddle_llava.engines.paddle import PaddleEngine
+
+    assert isinstance(open_model(source, engine="paddle")[0], PaddleEngine)
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "_has_accelerator", lambda: True)
+        assert isinstance(open_model(source)[0], PaddleEngine)
+        assert isinstance(open_model(source, device="cpu")[0], OpenVINOEngine)
+        assert isinstance(open_model(source, engine="openvino")[0], OpenVINOEngine)
+    monkeypatch.setattr(opening, "find_spec", lambda name: None)
+    assert isinstance(open_model(source)[0], PaddleEngine)
+    with pytest.raises(LlavaError, match="pip install openvino"):
+        open_model(source, engine="openvino")
+
+
+def test_a_chat_with_an_exported_folder(tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main(["export", "--model-path", str(FIXTURES / "v1_6"), "--to", "openvino", "--out", out]) == 0
+    assert f"llava chat --model-path {out}" in capsys.readouterr().err
+    asked = ["--image-file", str(photo), "--prompt", "What is it?", "--max-new-tokens", "4", "--json"]
+    assert main(["chat", "--model-path", out, *asked]) == 0
+    assert json.loads(capsys.readouterr().out)["stats"]["generated_tokens"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="pages are given back on Linux only")
+def test_pages_of_a_file_are_given_back_and_can_be_read_again(tmp_path: Path) -> None:
+    """Those of the file alone; what can be written to stays."""
+    size = 32 << 20
+    (tmp_path / "graph.bin").write_bytes(bytes(range(256)) * (size // 256))
+    shutil.copy(tmp_path / "graph.bin", tmp_path / "other.bin")
+    graph, other = (np.memmap(tmp_path / name, np.uint8, "r") for name in ("graph.bin", "other.bin"))
+    written = np.memmap(tmp_path / "graph.bin", np.uint8, "c")
+    written[:] = 7
+    whole = int(graph.sum()), int(other.sum())
+    before = resident_files()
+    with released(tmp_path / "graph.bin"):
+        pass
+    assert before - resident_files() == pytest.approx(size, rel=0.2)
+    assert (int(graph.sum()), int(other.sum())) == whole
+    assert written.min() == 7
+
+
+def resident_files() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile"))
