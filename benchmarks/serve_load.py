@@ -28,12 +28,15 @@ def main() -> None:
     options = _options()
     prepare(options.threads)
     counts = [int(count) for count in options.clients.split(",")]
-    print(f"### Serving, {options.model_path or options.shape}\n\n{machine(options.threads)}", flush=True)
+    print(
+        f"### Serving, {options.model_path or options.shape}, engine {options.engine}\n\n{machine(options.threads)}",
+        flush=True,
+    )
     neighbours = Neighbours()
     rows, ours = [], dict[int, Load]()
     with scratch_folder(options.scratch) as scratch:
         folder = _checkpoint(options, scratch)
-        flags = ("--max-batch", str(options.max_batch), "--max-queue", "128")
+        flags = ("--max-batch", str(options.max_batch), "--max-queue", "128", "--engine", options.engine)
         servers: dict[str, AbstractContextManager[Server]] = {OURS: llava_server(folder, *flags)}
         if options.peer:
             batching = ("--continuous-batching",) if options.peer_batching else ()
@@ -61,6 +64,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=8, help="of each client (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=32, help="of the longest answer (default: %(default)s)")
     parser.add_argument("--max-batch", type=int, default=64)
+    parser.add_argument("--engine", default="auto", help="paddle or openvino (default: the server's choice)")
     parser.add_argument("--peer", action="store_true", help="ask transformers serve too")
     parser.add_argument("--peer-batching", action="store_true", help="transformers serve with --continuous-batching")
     parser.add_argument("--threads", type=int, default=2)

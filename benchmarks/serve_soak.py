@@ -49,7 +49,7 @@ def main() -> None:
             from paddle_llava.demo.model import write_untrained
 
             write_untrained(folder)
-        with llava_server(folder, "--cache-mib", "64") as server:
+        with llava_server(folder, "--cache-mib", "64", "--engine", options.engine) as server:
             samples, load = _soak(server, options)
             rest = _sample(server, samples[-1].minute)
     rows = [[f"{s.minute:.1f}", f"{s.memory:.0f}", *map(str, s[2:6]), f"{s.cache:.0f}"] for s in (*samples, rest)]
@@ -65,6 +65,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--samples", type=int, default=20, help="looks at the process (default: %(default)s)")
     parser.add_argument("--model-path", type=Path, help="default: the demonstration's shape, random")
+    parser.add_argument("--engine", default="auto", help="paddle or openvino (default: the server's choice)")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

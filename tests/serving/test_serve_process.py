@@ -117,7 +117,18 @@ def test_the_command(demo_checkpoint: Path) -> None:
     """`llava serve` says where it is, answers, and ends with Ctrl-C."""
     environment = os.environ | {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
     run = "import sys; from paddle_llava.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", run, "serve", "--model-path", str(demo_checkpoint), "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        run,
+        "serve",
+        "--model-path",
+        str(demo_checkpoint),
+        "--port",
+        "0",
+        "--engine",
+        "paddle",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         lines = [next(process.stderr)]
@@ -145,8 +156,14 @@ def test_the_command(demo_checkpoint: Path) -> None:
         (["--model-path", "{model}", "--port", "{taken}"], "Address already in use; choose another --host or --port"),
         (["--model-path", "{model}", "--host", "no such host"], "cannot listen at no such host:"),
         (["--model-path", "{model}", "--max-batch", "0"], "max_batch must be greater than 0, found 0"),
-        (["--model-path", "{model}", "--port", "0", "--max-batch", "1000"], "max_batch must be at most 128"),
-        (["--model-path", "{model}", "--port", "0", "--cache-mib", "1"], "cache_bytes is 1048576"),
+        (
+            ["--model-path", "{model}", "--port", "0", "--engine", "paddle", "--max-batch", "1000"],
+            "max_batch must be at most 128",
+        ),
+        (
+            ["--model-path", "{model}", "--port", "0", "--engine", "paddle", "--cache-mib", "1"],
+            "cache_bytes is 1048576",
+        ),
         (["--model-path", "{model}", "--port", "0", "--temperature", "-1"], "temperature must be 0"),
         (["--model-path", "{model}", "--port", "70000"], "less than or equal to 65535"),
         (["--model-path", "/nowhere", "--port", "0"], "/nowhere"),

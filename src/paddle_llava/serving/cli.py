@@ -47,8 +47,15 @@ def serve_command(
     max_images: Annotated[int, typer.Option(help="Pictures of one request.")] = 16,
     max_pixels: Annotated[int, typer.Option(help="Pixels of one picture.")] = 50_000_000,
     max_messages: Annotated[int, typer.Option(help="Messages of one request.")] = 512,
+    engine: Annotated[
+        str, typer.Option("--engine", help="paddle or openvino; auto: openvino on a CPU where it is installed.")
+    ] = "auto",
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", help="int4, int8, bf16 or f32, for openvino; default: int8, if small f32."),
+    ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: float32 on the CPU, else 16 bits.")
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: the engine's and the device's.")
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu, gpu, npu, ...; default: the best.")] = None,
     debug: Annotated[
@@ -88,6 +95,8 @@ def serve_command(
             model_path,
             limits,
             name=served_name,
+            engine=engine,
+            weights=weights,
             conv_mode=conv_mode,
             lora_path=lora_path,
             dtype=dtype,

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import uvicorn
 
-from paddle_llava.console import importing_paddle, note, progress_bar
-from paddle_llava.device import compute_dtype, default_dtype, select_device
+from paddle_llava.console import note
 from paddle_llava.errors import LlavaError
+from paddle_llava.generation.batch import BatchEngine
+from paddle_llava.generation.generate import Engine
 from paddle_llava.generation.sampling import SamplingParams
-from paddle_llava.pretrained import find_pretrained
-from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.opening import open_model
 from paddle_llava.serving.api import create_app
 from paddle_llava.serving.connection import bounded
 from paddle_llava.serving.limits import ServingLimits
@@ -31,6 +31,8 @@ def open_service(
     limits: ServingLimits,
     *,
     name: str | None = None,
+    engine: str = "auto",
+    weights: str | None = None,
     conv_mode: str | None = None,
     lora_path: str | None = None,
     dtype: str | None = None,
@@ -43,24 +45,28 @@ def open_service(
     Without `own_cache_size` the keys and values may take a quarter of the memory that is free once it is loaded.
     """
     SamplingParams(temperature=temperature)  # whatever can be wrong is found before weights are read
-    with importing_paddle():
-        select_device(device)
-        from paddle_llava.engines.paddle_batch import PaddleBatchEngine
-        from paddle_llava.llava import LlavaForConditionalGeneration
-    dtype = dtype or default_dtype()
-    compute_dtype(dtype)
-    pretrained = find_pretrained(model_path)
-    processor = LlavaProcessor.from_pretrained(pretrained.folder, conv_mode=conv_mode)
+    single, processor = open_model(
+        model_path, engine=engine, weights=weights, conv_mode=conv_mode, dtype=dtype, device=device, lora_path=lora_path
+    )
+    batch = _batched(single)
     name = name or os.path.basename(os.path.abspath(model_path))
-    with progress_bar(f"loading {name}") as progress:
-        model = LlavaForConditionalGeneration.from_pretrained(
-            pretrained.folder, dtype=dtype, lora_path=lora_path, progress=progress
-        )
-    engine = PaddleBatchEngine(model)
     if not own_cache_size:
-        one = engine.bytes_per_token * engine.config.text.max_position_embeddings
+        one = batch.bytes_per_token * batch.config.text.max_position_embeddings
         limits = replace(limits, cache_bytes=max(free_memory() // 4, 2 * one))
-    return Service(engine, processor, name, limits, temperature=temperature)
+    return Service(batch, processor, name, limits, temperature=temperature)
+
+
+def _batched(engine: Engine) -> BatchEngine:
+    """What runs many sequences in the way of `engine`, with its weights."""
+    if hasattr(engine, "network"):
+        from paddle_llava.engines.paddle_batch import PaddleBatchEngine
+
+        return PaddleBatchEngine(engine.network)
+    from paddle_llava.engines.openvino.batch import OpenVINOBatchEngine
+    from paddle_llava.engines.openvino.engine import OpenVINOEngine
+
+    assert isinstance(engine, OpenVINOEngine)
+    return OpenVINOBatchEngine(engine)
 
 
 def serve(

@@ -74,7 +74,7 @@ class OpenVINOEngine:
         ids = np.asarray(inputs["input_ids"], dtype=np.int64)
         given = inputs.get("attention_mask")
         mask = np.ones_like(ids) if given is None else np.asarray(given).astype(np.int64)
-        embeds = self._embed(ids, features or [])
+        embeds = self.embed(ids, features or [])
         for start in range(0, ids.shape[1], CHUNK):
             logits = self._run(embeds[:, start : start + CHUNK], mask[:, start : start + CHUNK])
         return logits
@@ -82,7 +82,7 @@ class OpenVINOEngine:
     def decode(self, token_ids: np.ndarray) -> np.ndarray:
         """Run one token a row, `token_ids` int64 [batch]; logits of what follows."""
         ids = np.asarray(token_ids, dtype=np.int64)[:, None]
-        return self._run(self._embed(ids, []), np.ones_like(ids))
+        return self._run(self.embed(ids, []), np.ones_like(ids))
 
     def rewind(self, length: int) -> None:
         """Forget the positions from `length` on."""
@@ -103,7 +103,7 @@ class OpenVINOEngine:
         self._mask = np.ascontiguousarray(self._mask[:, self._slots])
         self._slots = np.arange(self.length)
 
-    def _embed(self, ids: np.ndarray, image_features: list[np.ndarray]) -> np.ndarray:
+    def embed(self, ids: np.ndarray, image_features: list[np.ndarray]) -> np.ndarray:
         is_image = ids == self.config.image_token_id
         embeds = _first(self._embedding.infer({"input": np.where(is_image, 0, ids)}))
         given = sum(map(len, image_features))
