@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_llava import LlavaForConditionalGeneration, LlavaProcessor
-from paddle_llava.engines.paddle_batch import PaddleBatchEngine
+from paddle_llava import LlavaProcessor
+from paddle_llava.generation.batch import BatchEngine
+from paddle_llava.opening import open_model
 from paddle_llava.serving.limits import ServingLimits
 from paddle_llava.serving.schema import ChatRequest
+from paddle_llava.serving.server import batched
 from paddle_llava.serving.service import Service
 from serving_process import data_uri, noise, user
 
@@ -21,8 +23,14 @@ PICTURES = [data_uri(noise(40 + 20 * n, 60 + 10 * n, seed=n)) for n in range(6)]
 QUESTIONS = ["What is it?", "Describe this picture.", "Which colours are there, and where?", "Why?"]
 
 
-def service(checkpoint: Path, limits: ServingLimits = LIMITS) -> Service:
-    engine = PaddleBatchEngine(LlavaForConditionalGeneration.from_pretrained(checkpoint))
+@pytest.fixture(scope="module", params=["paddle", "openvino"])
+def engine(request: pytest.FixtureRequest, demo_checkpoint: Path) -> BatchEngine:
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+    return batched(open_model(str(demo_checkpoint), engine=request.param)[0])
+
+
+def service(engine: BatchEngine, checkpoint: Path, limits: ServingLimits = LIMITS) -> Service:
     return Service(engine, LlavaProcessor.from_pretrained(checkpoint), "llava-test", limits)
 
 
@@ -47,14 +55,14 @@ async def answer(served: Service, request: dict[str, Any]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def alone(demo_checkpoint: Path) -> list[list[int]]:
+def alone(engine: BatchEngine, demo_checkpoint: Path) -> list[list[int]]:
     """Each by itself, with nothing known from the others."""
     found = []
 
     async def ask(request: dict[str, Any]) -> list[int]:
         return await answer(served, request)
 
-    served = service(demo_checkpoint)
+    served = service(engine, demo_checkpoint)
 
     async def run() -> None:
         served.start()
@@ -67,8 +75,8 @@ def alone(demo_checkpoint: Path) -> list[list[int]]:
     return found
 
 
-def test_sixty_four_at_a_time(demo_checkpoint: Path, alone: list[list[int]]) -> None:
-    served = service(demo_checkpoint)
+def test_sixty_four_at_a_time(engine: BatchEngine, demo_checkpoint: Path, alone: list[list[int]]) -> None:
+    served = service(engine, demo_checkpoint)
 
     async def run() -> list[list[int]]:
         served.start()
@@ -80,9 +88,9 @@ def test_sixty_four_at_a_time(demo_checkpoint: Path, alone: list[list[int]]) -> 
     assert served.metrics.cached_tokens._value.get() > 0  # they share beginnings, and that changes nothing
 
 
-def test_with_little_memory_some_wait(demo_checkpoint: Path, alone: list[list[int]]) -> None:
+def test_with_little_memory_some_wait(engine: BatchEngine, demo_checkpoint: Path, alone: list[list[int]]) -> None:
     """The cache holds one conversation of the context's length, so only a few at a time."""
-    served = service(demo_checkpoint, ServingLimits(max_batch=64, cache_bytes=8 * 2**20))
+    served = service(engine, demo_checkpoint, ServingLimits(max_batch=64, cache_bytes=8 * 2**20))
     most = 0
 
     async def run() -> list[list[int]]:

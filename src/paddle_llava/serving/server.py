@@ -48,7 +48,7 @@ def open_service(
     single, processor = open_model(
         model_path, engine=engine, weights=weights, conv_mode=conv_mode, dtype=dtype, device=device, lora_path=lora_path
     )
-    batch = _batched(single)
+    batch = batched(single)
     name = name or os.path.basename(os.path.abspath(model_path))
     if not own_cache_size:
         one = batch.bytes_per_token * batch.config.text.max_position_embeddings
@@ -56,7 +56,7 @@ def open_service(
     return Service(batch, processor, name, limits, temperature=temperature)
 
 
-def _batched(engine: Engine) -> BatchEngine:
+def batched(engine: Engine) -> BatchEngine:
     """What runs many sequences in the way of `engine`, with its weights."""
     if hasattr(engine, "network"):
         from paddle_llava.engines.paddle_batch import PaddleBatchEngine
