@@ -221,7 +221,7 @@ def test_a_name_that_is_public_at_first(served: Served) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/models", 405), ("GET", "/v1/nothing", 404),
+    [("GET", "/v1/chat/completions", 404), ("DELETE", "/v1/models", 405), ("GET", "/v1/nothing", 404),
      ("GET", "/../../etc/passwd", 404), ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404), ("POST", "/health", 405),
      ("GET", "/v1/models/" + "x" * 5000, 404), ("OPTIONS", "/v1/models", 405)],
 )  # fmt: skip
