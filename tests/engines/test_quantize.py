@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_llava.checkpoints.read import transposed
 from paddle_llava.engines.openvino.quantize import Quantized, quantize
 from paddle_llava.errors import LlavaError
 from paddle_llava.pretrained import find_pretrained
@@ -52,7 +51,7 @@ def test_less_is_lost_than_by_magnitude(name: str, bits: int, group_size: int | 
 def test_less_is_lost_of_a_models_weights(demo_checkpoint: Path) -> None:
     with find_pretrained(demo_checkpoint).open_weights() as checkpoint:
         names = [f"language_model.layers.1.{name}.weight" for name in ("self_attn.q_proj", "mlp.up_proj")]
-        weights = [transposed(checkpoint.read(name)).astype(np.float32) for name in names]
+        weights = [np.ascontiguousarray(checkpoint.read(name).T, np.float32) for name in names]
     for weight in weights:
         for bits, group_size in FORMS:
             ours = loss(weight, quantize(weight, bits, group_size).dequantized())
