@@ -39,7 +39,7 @@ def tensors(config: LlavaConfig) -> ArraySource:
     arrays = {}
     for name, shape in parameter_shapes(config).items():
         noise = random.standard_normal(shape, np.float32) * 0.1
-        if name.endswith("layernorm.weight"):
+        if name.startswith("language_model") and name.endswith("layernorm.weight"):
             noise = np.where(np.arange(128) % 31 == 5, 12, 1).astype(np.float32)
         arrays[name] = noise
     return ArraySource(arrays)
@@ -160,3 +160,13 @@ def test_an_export_with_other_weights_refuses_data(demo_checkpoint: Path, tmp_pa
     with pytest.raises(LlavaError, match="--calibrate is for int4"):
         export(demo_checkpoint, tmp_path / "out", Formats("int8"), calibrate=tmp_path / "data.json")
     assert not any(tmp_path.iterdir())
+
+
+def test_weights_that_are_no_numbers_are_named(config: LlavaConfig, tensors: ArraySource) -> None:
+    from paddle_llava.engines.openvino.formats import Formats
+    from paddle_llava.engines.openvino.graphs import build
+
+    arrays = {name: tensors.read(name) for name in tensors.names()}
+    arrays["language_model.layers.2.mlp.up_proj.weight"] = np.full((128, 256), np.nan, np.float32)
+    with pytest.raises(LlavaError, match=r"layers\.2\.mlp\.up_proj.*not finite"):
+        list(build(config, ArraySource(arrays), Formats("int8")))

@@ -13,6 +13,7 @@ from paddle_llava.checkpoints.dtypes import to_dtype
 from paddle_llava.checkpoints.write import Progress, TensorSource
 from paddle_llava.engines.openvino.formats import Format
 from paddle_llava.engines.openvino.quantize import Quantized, quantize
+from paddle_llava.errors import LlavaError
 
 
 class Weights:
@@ -58,7 +59,10 @@ class Weights:
         """`x` through the Linear layers `modules`, which all take it: their outputs side by side in one product."""
         rows = [self.read(f"{module}.weight", turned=True) for module in modules]
         importance = self._importance.get(modules[0])
-        matrix = constant(rows[0] if len(rows) == 1 else np.concatenate(rows), form, importance)
+        try:
+            matrix = constant(rows[0] if len(rows) == 1 else np.concatenate(rows), form, importance)
+        except LlavaError as error:
+            raise LlavaError(f"{' and '.join(modules)}: {error}") from None
         product = ops.matmul(x, matrix, transpose_a=False, transpose_b=True)
         biases = [f"{module}.bias" for module in modules if self.has(f"{module}.bias")]
         if not biases:
