@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from paddle_llava.checkpoints.dtypes import FLOATS, to_dtype
 from paddle_llava.checkpoints.names import parameter_shapes
@@ -63,22 +64,33 @@ class RandomSource:
         return to_dtype(values, "float32", self._dtype)
 
 
+def random_config(shape: str, dtype: str, layers: int | None = None) -> tuple[LlavaConfig, Tokenizer]:
+    """The model of a shape, with `layers` decoder layers if given, and the tokenizer of its first few tokens."""
+    vision, text = SHAPES[shape]
+    tokenizer = build_tokenizer()
+    ids = tokenizer.get_vocab()
+    text = replace(text, num_hidden_layers=layers or text.num_hidden_layers, max_position_embeddings=4096)
+    text = replace(text, pad_token_id=ids["<pad>"])
+    config = LlavaConfig(vision, text, image_token_id=ids["<image>"], image_aspect_ratio="pad", dtype=dtype)
+    return config, tokenizer
+
+
+def save_companions(folder: Path, config: LlavaConfig, tokenizer: Tokenizer) -> None:
+    """What stands beside the weights."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizerFast", **special})
+    write_json(folder / "preprocessor_config.json", ImageProcessor.from_config(config, None).to_dict())
+
+
 class Builder:
     """A process of its own, so that making a checkpoint counts in nobody's memory."""
 
     def build(self, folder: Path, shape: str, dtype: str, layers: int | None = None, shards: int = 1) -> int:
         """Write the checkpoint, with `layers` decoder layers if given; returns the bytes of its largest shard."""
-        vision, text = SHAPES[shape]
-        tokenizer = build_tokenizer()
-        text = replace(text, num_hidden_layers=layers or text.num_hidden_layers, max_position_embeddings=4096)
-        ids = tokenizer.get_vocab()
-        text = replace(text, pad_token_id=ids["<pad>"])
-        config = LlavaConfig(vision, text, image_token_id=ids["<image>"], image_aspect_ratio="pad", dtype=dtype)
+        config, tokenizer = random_config(shape, dtype, layers)
         folder.mkdir(parents=True)
-        tokenizer.save(str(folder / "tokenizer.json"))
-        special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizerFast", **special})
-        write_json(folder / "preprocessor_config.json", ImageProcessor.from_config(config, None).to_dict())
+        save_companions(folder, config, tokenizer)
         sizes = [int(np.prod(size)) * FLOATS[dtype].itemsize for size in parameter_shapes(config).values()]
         # A tensor more than an equal part, so that the last shard holds no leavings of the others.
         limit = sum(sizes) // shards + max(sizes) if shards > 1 else sum(sizes)

@@ -306,6 +306,15 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "exporting to a format nobody has": (lambda w: w.export("--to", "onnx"), "onnx"),
     "exporting to weights nobody has": (lambda w: w.export("--weights", "int2"), "int2"),
     "exporting to groups of seven": (lambda w: w.export("--weights", "int4", "--group-size", "7"), "7"),
+    "calibrating with a file that is not there": (
+        lambda w: w.export("--weights", "int4", "--calibrate", "nowhere.json"),
+        "nowhere.json",
+    ),
+    "calibrating with what is no training file": (
+        lambda w: w.export("--weights", "int4", "--calibrate", str(w.photo)),
+        "china.jpg",
+    ),
+    "calibrating what needs none": (lambda w: w.export("--calibrate", str(w.photo)), "--calibrate"),
     "exporting below a file": (lambda w: w.export("--out", str(w.photo / "x")), "china.jpg"),
     # questions
     "an empty question": (lambda w: w.chat("--prompt", " "), "empty"),

@@ -259,6 +259,10 @@ def export_command(
     weights: Annotated[str, typer.Option(help="int4, int8, bf16 or f32.")] = "int8",
     group_size: Annotated[int, typer.Option(help="Neighbours that share a scale with int4: 32, 64 or 128.")] = 128,
     lora_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter, merged on the way.")] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA.json", help="Training data that int4 is fitted to; default: built-in dialogues."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Write a checkpoint as OpenVINO graphs, which run faster on a CPU."""
@@ -273,7 +277,7 @@ def export_command(
 
     formats = Formats(weights, group_size)
     with progress_bar(f"exporting {model_path}") as progress:
-        export(model_path, out, formats, lora_path=lora_path, progress=progress)
+        export(model_path, out, formats, lora_path=lora_path, calibrate=calibrate, progress=progress)
     note(f"{out} holds {model_path} with {weights} weights; llava chat --model-path {out}")
 
 

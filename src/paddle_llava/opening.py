@@ -122,7 +122,7 @@ def _openvino(
     name: str,
 ) -> tuple[Engine, LlavaProcessor]:
     from paddle_llava.engines.openvino.cache import cached_export
-    from paddle_llava.engines.openvino.export import Exported, is_exported, with_adapter
+    from paddle_llava.engines.openvino.export import Exported, calibrated, is_exported, with_adapter
     from paddle_llava.engines.openvino.formats import Formats
     from paddle_llava.engines.openvino.graphs import engine_in_memory
 
@@ -143,7 +143,8 @@ def _openvino(
     if small:
         with pretrained.open_weights() as checkpoint, progress_bar(f"loading {name}") as progress:
             tensors = with_adapter(checkpoint, pretrained, lora_path)
-            return engine_in_memory(pretrained.config, tensors, formats, progress), processor
+            calibration = calibrated(formats, pretrained.config, tensors, processor, progress=progress)
+            return engine_in_memory(pretrained.config, tensors, formats, progress, calibration), processor
     folder = cached_export(pretrained, formats, lora_path, name)
     # Its tokenizer knows <image>, as the embedding in the folder does.
     with progress_bar(f"loading {name}"):

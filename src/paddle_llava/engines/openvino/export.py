@@ -17,6 +17,9 @@ from paddle_llava.checkpoints.config_file import config_to_dict
 from paddle_llava.checkpoints.vocabulary import extend_vocabulary
 from paddle_llava.checkpoints.write import Progress, TensorSource
 from paddle_llava.config import Layout, LlavaConfig
+from paddle_llava.console import importing_paddle
+from paddle_llava.engines.openvino.calibration import Calibration
+from paddle_llava.engines.openvino.conversations import calibration_inputs
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
 from paddle_llava.engines.openvino.graphs import DECODER, build, engine_from_folder, newline_of
@@ -35,9 +38,13 @@ def export(
     formats: Formats,
     *,
     lora_path: str | Path | None = None,
+    calibrate: Path | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write the checkpoint `source` (a name or a folder, of any layout) as graphs to the new folder `target`.
+
+    With int4 weights the model first runs conversations in float32, layer by layer: those of the training file
+    `calibrate`, or built-in ones. `progress` is told how far that is, and then the rest.
 
     The tokenizer, the preprocessor and `config.json` go along, so that `target` is a model by itself. The adapter in
     `lora_path` is merged. Everything is written beside `target`, which is there only when all of it is. Raises
@@ -55,7 +62,7 @@ def export(
         shutil.rmtree(beside, ignore_errors=True)  # of an export that was killed
         beside.mkdir(parents=True)
         try:
-            _write(beside, pretrained, processor, formats, lora_path, progress)
+            _write(beside, pretrained, processor, formats, lora_path, calibrate, progress)
             beside.replace(target)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -69,16 +76,18 @@ def _write(
     processor: LlavaProcessor,
     formats: Formats,
     lora_path: str | Path | None,
+    data: Path | None,
     progress: Progress | None,
 ) -> None:
     layout = _layout(pretrained.config)
     with pretrained.open_weights() as weights:
         tensors: TensorSource = with_adapter(weights, pretrained, lora_path)
+        calibration = calibrated(formats, pretrained.config, tensors, processor, data, progress)
         config = pretrained.config
         if layout == "hf":
             tensors, config = extend_vocabulary(tensors, config)
         _check_space(folder, tensors, formats)
-        for name, model in build(config, tensors, formats, progress):
+        for name, model in build(config, tensors, formats, progress, calibration):
             try:
                 openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
             except RuntimeError as error:  # OpenVINO's word for a full disk, too
@@ -94,6 +103,28 @@ def _write(
         raw["image_newline"] = newline.tolist()  # where openvino_genai looks for it, and we too
     write_json(folder / SETTINGS, {"dtype": formats.weights, "group_size": formats.group_size})
     write_json(folder / "config.json", raw)
+
+
+def calibrated(
+    formats: Formats,
+    config: LlavaConfig,
+    tensors: TensorSource,
+    processor: LlavaProcessor,
+    data: Path | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """What 4 bits want to know of a model; nothing, and no Paddle is imported, where none are asked for."""
+    if formats.weights != "int4":
+        if data is not None:
+            raise LlavaError(f"--calibrate is for int4 weights; {formats.weights} ones need none")
+        return Calibration()
+    with importing_paddle():
+        from paddle_llava.engines.openvino.calibrate import calibrate
+    layers = [
+        number for number, form in enumerate(formats.layers(config.text.num_hidden_layers)) if form.name == "int4"
+    ]
+    conversations = calibration_inputs(processor, data)
+    return calibrate(config, tensors, conversations, layers, formats.group_size, progress)
 
 
 def with_adapter(weights: TensorSource, pretrained: Pretrained, lora_path: str | Path | None) -> TensorSource:

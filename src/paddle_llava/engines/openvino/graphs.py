@@ -14,6 +14,7 @@ from openvino import Core, Model
 from paddle_llava.checkpoints.dtypes import to_dtype
 from paddle_llava.checkpoints.write import Progress, TensorSource
 from paddle_llava.config import LlavaConfig
+from paddle_llava.engines.openvino.calibration import Calibration, Folded
 from paddle_llava.engines.openvino.decoder import decoder_graph
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
@@ -26,10 +27,15 @@ DECODER, EMBEDDING, VISION = (f"openvino_{part}_model" for part in ("language", 
 
 
 def build(
-    config: LlavaConfig, tensors: TensorSource, formats: Formats, progress: Progress | None = None
+    config: LlavaConfig,
+    tensors: TensorSource,
+    formats: Formats,
+    progress: Progress | None = None,
+    calibration: Calibration | None = None,
 ) -> Iterator[tuple[str, Model]]:
     """The graphs by name, one after another: a graph that is done with need not wait in memory for the next."""
-    weights = Weights(tensors, progress)
+    calibration = calibration or Calibration()
+    weights = Weights(Folded(tensors, calibration), progress, calibration.importance)
     yield VISION, vision_graph(config, weights, formats.rest)
     yield EMBEDDING, text_embedding_graph(config, weights, formats.rest)
     layers = formats.layers(config.text.num_hidden_layers)
@@ -45,10 +51,14 @@ def newline_of(config: LlavaConfig, tensors: TensorSource) -> np.ndarray | None:
 
 
 def engine_in_memory(
-    config: LlavaConfig, tensors: TensorSource, formats: Formats, progress: Progress | None = None
+    config: LlavaConfig,
+    tensors: TensorSource,
+    formats: Formats,
+    progress: Progress | None = None,
+    calibration: Calibration | None = None,
 ) -> OpenVINOEngine:
     """An engine of `tensors` in `formats`, with nothing written to the disk."""
-    models = dict(build(config, tensors, formats, progress))
+    models = dict(build(config, tensors, formats, progress, calibration))
     return _compiled(config, models, formats, newline_of(config, tensors))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from openvino import Node, Tensor, Type
@@ -13,16 +13,23 @@ from paddle_llava.checkpoints.dtypes import to_dtype
 from paddle_llava.checkpoints.write import Progress, TensorSource
 from paddle_llava.engines.openvino.formats import Format
 from paddle_llava.engines.openvino.quantize import Quantized, quantize
+from paddle_llava.errors import LlavaError
 
 
 class Weights:
     """Reads parameters one by one, under our names, and makes nodes of them.
 
-    `progress` is told the bytes done and the bytes in all.
+    `progress` is told the bytes done and the bytes in all. `importance` is that of Linear layers' inputs, by name.
     """
 
-    def __init__(self, tensors: TensorSource, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        tensors: TensorSource,
+        progress: Progress | None = None,
+        importance: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.tensors = tensors
+        self._importance = importance or {}
         self._progress = progress
         self._sizes = {name: 4 * int(np.prod(tensors.shape(name))) for name in tensors.names()}
         self._read: set[str] = set()
@@ -51,7 +58,11 @@ class Weights:
     def linear(self, x: Node, modules: Sequence[str], form: Format) -> Node:
         """`x` through the Linear layers `modules`, which all take it: their outputs side by side in one product."""
         rows = [self.read(f"{module}.weight", turned=True) for module in modules]
-        matrix = constant(rows[0] if len(rows) == 1 else np.concatenate(rows), form)
+        importance = self._importance.get(modules[0])
+        try:
+            matrix = constant(rows[0] if len(rows) == 1 else np.concatenate(rows), form, importance)
+        except LlavaError as error:
+            raise LlavaError(f"{' and '.join(modules)}: {error}") from None
         product = ops.matmul(x, matrix, transpose_a=False, transpose_b=True)
         biases = [f"{module}.bias" for module in modules if self.has(f"{module}.bias")]
         if not biases:
@@ -70,14 +81,15 @@ def parameter(name: str, shape: Sequence[int], dtype: Type) -> Parameter:
     return node
 
 
-def constant(matrix: np.ndarray, form: Format) -> Node:
-    """`matrix` float32 [out, in] in `form`, and what makes float32 of it when the graph runs."""
+def constant(matrix: np.ndarray, form: Format, importance: np.ndarray | None = None) -> Node:
+    """`matrix` float32 [out, in] in `form`, and what makes float32 of it when the graph runs; 4 bits are chosen by the
+    `importance` [in] of its columns."""
     if form.name == "f32":
         return ops.constant(matrix)
     if form.name == "bf16":
         return ops.convert(_bfloat16(matrix), "f32")
     if form.name == "int4" and matrix.shape[1] % (form.group_size or 1) == 0:
-        return dequantized(quantize(matrix, 4, form.group_size))
+        return dequantized(quantize(matrix, 4, form.group_size, importance))
     return dequantized(quantize(matrix, 8, None))  # also where a row has no whole number of groups
 
 
