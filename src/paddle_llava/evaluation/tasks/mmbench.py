@@ -118,9 +118,13 @@ def score(predictions: Sequence[Prediction]) -> Scores:
     groups = {
         title: percent_by(firsts, each, key) for key, title in (("category", "Category"), ("l2-category", "Ability"))
     }
+    strata = {
+        "vanilla": [[(100.0 * right[0], 1.0) for right in rounds.values()]],
+        "rounds": [[(100 * mean(right), 1.0) for right in rounds.values()]],
+    }
     left = len(asked) - len(whole)
     notes = (f"{left} questions were not asked in all their rounds and are not counted",) if left else ()
-    return Scores("circular", figures, each, groups, notes)
+    return Scores("circular", figures, each, groups, notes, strata)
 
 
 def _is_right(prediction: Prediction) -> bool:

@@ -144,7 +144,8 @@ def score(predictions: Sequence[Prediction]) -> Scores:
     }
     each = {name: float(iou >= THRESHOLD) for name, iou in ious.items()}
     notes = ("LLaVA publishes no RefCOCO score; the prompt is that of the boxes in its training mixture",)
-    return Scores("accuracy", _percent(list(ious.values())), each, tables, notes)
+    strata = {"mean_iou": [[(100 * iou, 1.0) for iou in ious.values()]]}
+    return Scores("accuracy", _percent(list(ious.values())), each, tables, notes, strata)
 
 
 def _iou(prediction: Prediction) -> float:
