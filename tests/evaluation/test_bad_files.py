@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,27 @@ def test_a_bad_file_is_one_line_that_names_it(task: str, damage: str, write: Wri
 def test_a_folder_without_the_files_is_named(task: str, tmp_path: Path) -> None:
     with pytest.raises(LlavaError, match=str(tmp_path)):
         read(task, tmp_path)
+
+
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"mme", "street", "custom"}))  # these number their questions
+def test_no_record_twice(task: str, write: Write, tmp_path: Path) -> None:
+    """A record that is doubled in any of a task's files is told, and never takes the place of another."""
+    for path in good_files(task, write, tmp_path):
+        paths = good_files(task, write, tmp_path)
+        match path.suffix:
+            case ".tsv" | ".json" if task in ("mmbench", "pope"):  # a record a line
+                path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+            case ".json":
+                content = json.loads(path.read_text())
+                lists = [value for value in content.values() if isinstance(value, list) and value]
+                for value in lists:
+                    value.append(value[-1])
+                text = json.dumps(content)
+                path.write_text(text if lists else f"{text[:-1]}, {text[1:]}")
+            case ".p":
+                path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) * 2))  # noqa: S301
+        with pytest.raises(LlavaError, match=r"already|twice"):
+            read(task, *paths)
 
 
 def test_ids_that_come_twice_are_named(write: Write) -> None:

@@ -183,9 +183,10 @@ def _tell(folder: Path, as_json: bool) -> None:
 
     result = json.loads(text)
     print(f"{TASKS[result['task']].title}, {result['model']}: {result['questions']:,} questions")
+    digits = 2 if any(value > 1 for value in result["figures"].values()) else 4  # percent, or shares of 1
     for name, value in result["figures"].items():
-        interval = " to ".join(f"{bound:.2f}" for bound in result["intervals"].get(name, ()))
-        print(f"  {name:20} {value:9.2f}{f'  95% interval {interval}' if interval else ''}")
+        interval = " to ".join(f"{bound:.{digits}f}" for bound in result["intervals"].get(name, ()))
+        print(f"  {name:20} {value:9.{digits}f}{f'  95% interval {interval}' if interval else ''}")
     if published := result["published"]:
         print(f"  {'published':20} {published['value']:9.2f}  {published['model']} {published['remark']}".rstrip())
     for line in result["notes"]:

@@ -47,6 +47,8 @@ def _questions(path: Path) -> list[tuple[str, Question]]:
     instruction = CHINESE if "_cn" in path.stem.lower() else LETTER
     questions = []
     for number, several in sorted(rows.items()):
+        if not listed and len(several) > 1:
+            raise LlavaError(f"{several[1][0]}: the index {number} is that of {several[0][0]} already")
         rounds = []
         for where, index, row in sorted(several, key=lambda it: it[1]):
             options = [row[letter] for letter in "ABCD" if not _is_empty(row.get(letter))]
