@@ -93,7 +93,11 @@ def evaluate(
     name = PREDICTIONS if shard is None else f"predictions-{place[0]}-of-{place[1]}.jsonl"
     answerer = Answerer(session.engine, session.processor, batch_size=batch_size, template=session.template)
     with PredictionLog(folder / name, run) as log, progress_bar(TASKS[task].title) as progress:
-        predictions = ask(answerer, questions, log, progress)
+        try:
+            predictions = ask(answerer, questions, log, progress)
+        except KeyboardInterrupt:
+            note(f"{len(log.done):,} of {len(questions):,} answers are kept: the same command goes on from there")
+            raise
     _complain_of_failed(predictions)
     if shard is not None:
         note(f"shard {shard} is in {folder / name}; with all of them there: llava eval merge {folder}")
