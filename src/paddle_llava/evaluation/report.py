@@ -100,7 +100,7 @@ def _figures(scores: Scores, published: tuple[str, float] | None) -> str:
             f'<tr><td>{escape(name)}</td><td class="number">{_number(figure)}</td>'
             f'<td class="interval">{_range(intervals.get(name))}</td><td class="number">{theirs}</td></tr>'
         )
-    last = f'<th class="number">{"published" if published else ""}</th>'
+    last = '<th class="number">published</th>' if published else "<td></td>"
     heads = f'<th>figure</th><th class="number">measured</th><th>95% interval</th>{last}'
     return f'<h2>Scores</h2><div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
 
@@ -143,7 +143,7 @@ def _table(groups: Mapping[str, Mapping[str, float]], scores: Scores, prediction
         count = f"{len(values):,}" if values else ""
         rows.append(f'<tr><td>{escape(name)}</td>{columns}<td class="number">{count}</td></tr>')
     heads = "".join(f'<th class="number">{escape(title)}</th>' for title in [*across, "questions"])
-    return f'<div class="wide"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
+    return f'<div class="wide"><table><tr><td></td>{heads}</tr>{"".join(rows)}</table></div>'
 
 
 def _are_counts(figures: Sequence[float]) -> bool:
