@@ -135,14 +135,17 @@ def _table(groups: Mapping[str, Mapping[str, float]], scores: Scores, prediction
         across, down = down, across
         cells = {(title, name): figure for (name, title), figure in cells.items()}
         key = group_key(down, predictions)
+    is_counted = "asked" in across  # by the task itself
     counts = {title for title in across if _are_counts([cells.get((name, title), 0.0) for name in down])}
     rows = []
     for name in down:
         values = _values(name, key, scores, predictions)
         columns = "".join(_cell(cells.get((name, title)), values, whole=title in counts) for title in across)
-        count = f"{len(values):,}" if values else ""
-        rows.append(f'<tr><td>{escape(name)}</td>{columns}<td class="number">{count}</td></tr>')
-    heads = "".join(f'<th class="number">{escape(title)}</th>' for title in [*across, "questions"])
+        if not is_counted:
+            columns += f'<td class="number">{len(values):,}</td>' if values else "<td></td>"
+        rows.append(f"<tr><td>{escape(name)}</td>{columns}</tr>")
+    heads = "".join(f'<th class="number">{escape(title)}</th>' for title in across)
+    heads += "" if is_counted else '<th class="number">questions</th>'
     return f'<div class="wide"><table><tr><td></td>{heads}</tr>{"".join(rows)}</table></div>'
 
 
