@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from paddle_llava.console import note
 from paddle_llava.evaluation.metrics.captions import caption_scores
+from paddle_llava.evaluation.metrics.ptb import java_tokenizer
 from paddle_llava.evaluation.prompts import CAPTION
 from paddle_llava.evaluation.records import Prediction, Question, Scores
 from paddle_llava.evaluation.tasks.files import Data, as_object, get, get_id, listed, read_object, texts, unique
@@ -63,6 +65,8 @@ def score(predictions: Sequence[Prediction]) -> Scores:
     empty caption. Each picture's score is its CIDEr as a share of the greatest, 10; from a CIDEr of 1 on it counts as
     right.
     """
+    if java_tokenizer():
+        note("the captions are scored by the official Java programs, which takes a while")
     scores = caption_scores(
         {it.id: it.answer for it in predictions}, {it.id: list(it.question.references) for it in predictions}
     )
