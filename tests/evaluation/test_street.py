@@ -22,9 +22,14 @@ def test_the_street_figures_are_those_that_training_prints(
     parts: tuple[PaddleEngine, LlavaProcessor], tmp_path: Path
 ) -> None:
     engine, processor = parts
-    table = figures(ask_all(engine.network, processor, 2))
+    answered = ask_all(engine.network, processor, 2)
+    table = figures(answered)
     questions = read_questions("street", Data((Path("2"),)))
     said = [it for batch in Answerer(engine, processor).answer(questions) for it in batch]
+    # A random model's figures are all alike; its answers are not, and are as long as they may be.
+    assert sorted((it.picture, it.turn.question, it.answer) for it in answered) == sorted(
+        (it.question.meta["picture"], it.question.prompt, it.answer) for it in said
+    )
     path = tmp_path / "predictions.jsonl"
     write_predictions(path, Run("street", "m", len(said)), said)
     scores = load_task("street").score(read_predictions(path)[1])
