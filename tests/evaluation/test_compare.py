@@ -15,7 +15,7 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.evaluation.compare import compare, run_compare
 from paddle_llava.evaluation.predictions import Run, write_predictions
 from paddle_llava.evaluation.records import Prediction, Question
-from paddle_llava.evaluation.significance import bootstrap_interval, mcnemar, paired_bootstrap
+from paddle_llava.evaluation.significance import bootstrap_interval, fraction_interval, mcnemar, paired_bootstrap
 
 
 def results(path: Path, scores: dict[str, float], *, task: str = "vqav2", model: str = "m") -> Path:
@@ -151,6 +151,19 @@ def test_an_interval_is_the_same_each_time_and_as_wide_as_theory_says() -> None:
     assert high - low == pytest.approx(2 * 1.96 * np.std(values) / 20, rel=0.08)
     assert bootstrap_interval([0.5] * 9) == (0.5, 0.5)
     assert all(map(math.isnan, bootstrap_interval([])))
+
+
+def test_an_interval_of_fractions_is_as_wide_as_theory_says() -> None:
+    """A precision of 300/400 has a standard error of sqrt(0.75 * 0.25 / 400), whatever else was asked."""
+    asked = [(100.0, 1.0)] * 300 + [(0.0, 1.0)] * 100 + [(0.0, 0.0)] * 600
+    low, high = fraction_interval([asked])
+    assert (low + high) / 2 == pytest.approx(75, abs=0.3)
+    assert high - low == pytest.approx(2 * 1.96 * 100 * math.sqrt(0.75 * 0.25 / 400), rel=0.08)
+    # Two alike and apart from each other: their sum's error is theirs times the root of two.
+    both = fraction_interval([asked, asked])
+    assert both[1] - both[0] == pytest.approx(math.sqrt(2) * (high - low), rel=0.08)
+    assert fraction_interval([[(1.0, 2.0)], []]) == (0.5, 0.5)
+    assert all(map(math.isnan, fraction_interval([])))
 
 
 def test_pairs_tell_a_difference_that_the_spread_would_hide() -> None:

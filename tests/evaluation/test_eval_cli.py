@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from paddle_llava.cli import main
-from paddle_llava.evaluation.predictions import read_predictions
+from paddle_llava.evaluation.predictions import PredictionLog, read_predictions
+from paddle_llava.evaluation.records import Prediction
 from paddle_llava.evaluation.tasks import TASKS
 
 LLAVA = [sys.executable, "-c", "import sys; from paddle_llava.cli import main; sys.exit(main())"]
@@ -117,6 +118,19 @@ def test_killed_and_started_again(
     whole = json.loads(capsys.readouterr().out)
     assert json.loads(again.stdout)["figures"] == whole["figures"]
     assert json.loads(again.stdout)["per_sample"] == whole["per_sample"]
+
+
+def test_ctrl_c_says_how_to_go_on(
+    demo_checkpoint: Path, pope_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(log: PredictionLog, predictions: list[Prediction]) -> None:
+        write(log, predictions)
+        raise KeyboardInterrupt
+
+    write = PredictionLog.write
+    monkeypatch.setattr(PredictionLog, "write", interrupted)
+    assert main(command(demo_checkpoint, pope_folder, "--batch-size", "5")) == 130
+    assert "5 of 12 answers are kept: the same command goes on from there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from PIL import Image
@@ -46,10 +47,13 @@ def ask_all(
     ]
     asked.sort(key=lambda pair: (longest_answer(pair[0].kind), len(pair[0].question)))
     answered = []
-    for start in range(0, len(asked), BATCH):
-        batch = asked[start : start + BATCH]
-        answers = ask(model, processor, [(scenes[number].image, turn.question) for turn, number in batch], batch[0][0])
-        answered += [Answered(*pair, answer) for pair, answer in zip(batch, answers, strict=True)]
+    for _, group in groupby(asked, key=lambda pair: longest_answer(pair[0].kind)):  # or one would cut another short
+        alike = list(group)
+        for start in range(0, len(alike), BATCH):
+            batch = alike[start : start + BATCH]
+            pairs = [(scenes[number].image, turn.question) for turn, number in batch]
+            answers = ask(model, processor, pairs, batch[0][0])
+            answered += [Answered(*pair, answer) for pair, answer in zip(batch, answers, strict=True)]
     return answered
 
 

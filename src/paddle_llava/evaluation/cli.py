@@ -106,7 +106,11 @@ def evaluate(
     name = PREDICTIONS if shard is None else f"predictions-{place[0]}-of-{place[1]}.jsonl"
     answerer = Answerer(session.engine, session.processor, batch_size=batch_size, template=session.template)
     with PredictionLog(folder / name, run) as log, progress_bar(TASKS[task].title) as progress:
-        predictions = ask(answerer, questions, log, progress)
+        try:
+            predictions = ask(answerer, questions, log, progress)
+        except KeyboardInterrupt:
+            note(f"{len(log.done):,} of {len(questions):,} answers are kept: the same command goes on from there")
+            raise
     _complain_of_failed(predictions)
     if shard is not None:
         note(f"shard {shard} is in {folder / name}; with all of them there: llava eval merge {folder}")
@@ -196,8 +200,10 @@ def _tell(folder: Path, as_json: bool) -> None:
 
     result = json.loads(text)
     print(f"{TASKS[result['task']].title}, {result['model']}: {result['questions']:,} questions")
+    digits = 2 if any(value > 1 for value in result["figures"].values()) else 4  # percent, or shares of 1
     for name, value in result["figures"].items():
-        print(f"  {name:20} {value:9.2f}")
+        interval = " to ".join(f"{bound:.{digits}f}" for bound in result["intervals"].get(name, ()))
+        print(f"  {name:20} {value:9.{digits}f}{f'  95% interval {interval}' if interval else ''}")
     if published := result["published"]:
         print(f"  {'published':20} {published['value']:9.2f}  {published['model']} {published['remark']}".rstrip())
     for line in result["notes"]:

@@ -23,28 +23,30 @@ PICTURES_OF_A_CARD = 4
 LONGEST_TEXT = 2000
 THUMBNAIL = 320
 HEIGHT = 210
-RIGHT = 0.5
 
 
 @dataclass(frozen=True)
 class Card:
-    """An answer, its score from 0 to 1 and its type."""
+    """An answer, its score from 0 to 1, its type, and whether that score counts as right."""
 
     prediction: Prediction
     score: float
     type: str
-
-    @property
-    def is_right(self) -> bool:
-        return self.score >= RIGHT
+    is_right: bool
 
 
-def chosen(predictions: Sequence[Prediction], scores: Mapping[str, float], key: str) -> list[Card]:
+def chosen(
+    predictions: Sequence[Prediction], scores: Mapping[str, float], key: str, right_from: float = 0.5
+) -> list[Card]:
     """At most `CARDS` scored answers in their order: wrong and right by halves, and of each as many of every type.
 
     A type is the value of a question's `meta[key]`. The answers of a type are taken from all over.
     """
-    cards = [Card(it, scores[it.id], str(it.question.meta.get(key, ""))) for it in predictions if it.id in scores]
+    cards = [
+        Card(it, scores[it.id], str(it.question.meta.get(key, "")), scores[it.id] >= right_from)
+        for it in predictions
+        if it.id in scores
+    ]
     wrong, right = ([card for card in cards if card.is_right is kind] for kind in (False, True))
     half = max(CARDS // 2, CARDS - len(right))
     shown = _spread(wrong, half)

@@ -94,7 +94,9 @@ def read_predictions(path: Path) -> tuple[Run, list[Prediction]]:
                 prediction = _from_json(value)
                 predictions[prediction.id] = prediction
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise LlavaError(f"{path}: line {number}: not a line of predictions.jsonl as `llava eval` writes") from None
+            raise LlavaError(
+                f"{path}: line {number}: not a line that `llava eval` writes; remove it, or the file"
+            ) from None
     if run is None:
         raise LlavaError(f"{path}: empty; a file that `llava eval` wrote is expected")
     return run, list(predictions.values())

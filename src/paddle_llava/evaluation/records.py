@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from paddle_llava.processing.conversation import Message
+
+Stratum = Sequence[tuple[float, float]]
+"""Of each of some questions (or pictures) what it adds above and below a fraction's line: together its two sums."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class Scores:
     `figures` are the benchmark's numbers as they are published (percent where it publishes percent), `headline` the key
     in them that stands for the whole. `per_sample` gives each question's id 0 to 1, for bootstrap intervals and
     comparisons. `groups` are tables: title -> row -> figure. `notes` are lines to print with the result.
+
+    `strata` tell where a figure that is not the mean of `per_sample` is from, for its interval: it is the sum of its
+    strata's fractions, and that of nothing is 0. `right_from` is the score of a question that counts as right in the
+    report.
     """
 
     headline: str
@@ -64,3 +72,5 @@ class Scores:
     per_sample: dict[str, float]
     groups: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    strata: Mapping[str, Sequence[Stratum]] = field(default_factory=dict)
+    right_from: float = 0.5

@@ -17,7 +17,7 @@ from paddle_llava.evaluation.gallery import chosen, draw_card
 from paddle_llava.evaluation.predictions import Run
 from paddle_llava.evaluation.published import REMARKS, published_score
 from paddle_llava.evaluation.records import Prediction, Scores
-from paddle_llava.evaluation.significance import bootstrap_interval
+from paddle_llava.evaluation.significance import figure_intervals, mean_interval
 from paddle_llava.evaluation.tasks import TASKS
 
 _HERE = Path(__file__).parent
@@ -87,31 +87,26 @@ def _figures(scores: Scores, published: tuple[str, float] | None) -> str:
     """With the mean of all questions' scores where no figure is that."""
     values = list(scores.per_sample.values())
     figures = dict(scores.figures)
-    if values and not any(_interval(figure, values) for figure in figures.values()):
+    intervals = figure_intervals(scores)
+    if values and not intervals:
         percent = 100 if max(figures.values(), default=0.0) > 1 else 1
-        figures["mean score of a question"] = percent * sum(values) / len(values)
+        name, mean = "mean score of a question", percent * sum(values) / len(values)
+        figures[name] = mean
+        intervals |= {name: interval} if (interval := mean_interval(mean, values)) else {}
     rows = []
     for name, figure in figures.items():
         theirs = _number(published[1]) if published and name == scores.headline else ""
         rows.append(
             f'<tr><td>{escape(name)}</td><td class="number">{_number(figure)}</td>'
-            f'<td class="interval">{_interval(figure, values)}</td><td class="number">{theirs}</td></tr>'
+            f'<td class="interval">{_range(intervals.get(name))}</td><td class="number">{theirs}</td></tr>'
         )
-    last = f'<th class="number">{"published" if published else ""}</th>'
+    last = '<th class="number">published</th>' if published else "<td></td>"
     heads = f'<th>figure</th><th class="number">measured</th><th>95% interval</th>{last}'
     return f'<h2>Scores</h2><div class="wide"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
 
 
-def _interval(figure: float, values: Sequence[float]) -> str:
-    """The bootstrap interval of a figure that is the mean of `values`, as it is or in percent; else nothing."""
-    if not values:
-        return ""
-    mean = sum(values) / len(values)
-    scale = next((scale for scale in (100, 1) if math.isclose(figure, scale * mean, rel_tol=1e-9)), None)
-    if scale is None or not mean:
-        return ""
-    low, high = bootstrap_interval(values)
-    return f"{_number(scale * low)} to {_number(scale * high)}"
+def _range(interval: tuple[float, float] | None) -> str:
+    return f"{_number(interval[0])} to {_number(interval[1])}" if interval else ""
 
 
 def _groups(scores: Scores, predictions: Sequence[Prediction]) -> str:
@@ -140,16 +135,22 @@ def _table(groups: Mapping[str, Mapping[str, float]], scores: Scores, prediction
         across, down = down, across
         cells = {(title, name): figure for (name, title), figure in cells.items()}
         key = group_key(down, predictions)
-    rows: list[str] = []
-    counts = {title for title in across if all(cells.get((name, title), 0.0) % 1 == 0 for name in down)}
+    is_counted = "asked" in across  # by the task itself
+    counts = {title for title in across if _are_counts([cells.get((name, title), 0.0) for name in down])}
     rows = []
     for name in down:
         values = _values(name, key, scores, predictions)
         columns = "".join(_cell(cells.get((name, title)), values, whole=title in counts) for title in across)
-        count = f"{len(values):,}" if values else ""
-        rows.append(f'<tr><td>{escape(name)}</td>{columns}<td class="number">{count}</td></tr>')
-    heads = "".join(f'<th class="number">{escape(title)}</th>' for title in [*across, "questions"])
-    return f'<div class="wide"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
+        if not is_counted:
+            columns += f'<td class="number">{len(values):,}</td>' if values else "<td></td>"
+        rows.append(f"<tr><td>{escape(name)}</td>{columns}</tr>")
+    heads = "".join(f'<th class="number">{escape(title)}</th>' for title in across)
+    heads += "" if is_counted else '<th class="number">questions</th>'
+    return f'<div class="wide"><table><tr><td></td>{heads}</tr>{"".join(rows)}</table></div>'
+
+
+def _are_counts(figures: Sequence[float]) -> bool:
+    return max(figures, default=0.0) > 1 and all(figure % 1 == 0 for figure in figures)
 
 
 def _values(name: str, key: str | None, scores: Scores, predictions: Sequence[Prediction]) -> list[float]:
@@ -161,7 +162,7 @@ def _values(name: str, key: str | None, scores: Scores, predictions: Sequence[Pr
 def _cell(figure: float | None, values: Sequence[float], *, whole: bool) -> str:
     if figure is None:
         return "<td></td>"
-    interval = _interval(figure, values)
+    interval = _range(mean_interval(figure, values))
     told = f"{figure:,.0f}" if whole else _number(figure)
     return f'<td class="number">{told}{f"<small>{interval}</small>" if interval else ""}</td>'
 
@@ -179,7 +180,7 @@ def group_key(names: Collection[str], predictions: Sequence[Prediction]) -> str 
 def _gallery(scores: Scores, predictions: Sequence[Prediction]) -> str:
     tables = (names for figures in scores.groups.values() for names in (figures, scores.groups))
     key = next((key for names in tables if (key := group_key(names, predictions))), "type")
-    cards = chosen(predictions, scores.per_sample, key)
+    cards = chosen(predictions, scores.per_sample, key, scores.right_from)
     end = time.monotonic() + SECONDS_FOR_PICTURES
     articles = [draw_card(card, with_pictures=time.monotonic() < end) for card in cards]
     types = sorted({card.type for card in cards if card.type})

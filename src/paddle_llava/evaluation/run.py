@@ -19,6 +19,7 @@ from paddle_llava.evaluation.predictions import PredictionLog, Run
 from paddle_llava.evaluation.published import REMARKS, published_score
 from paddle_llava.evaluation.records import Prediction, Question, Scores
 from paddle_llava.evaluation.report import write_report
+from paddle_llava.evaluation.significance import figure_intervals
 from paddle_llava.evaluation.tasks import TASKS, load_task
 from paddle_llava.evaluation.tasks.files import Data
 from paddle_llava.json_file import write_json
@@ -101,6 +102,7 @@ def results(run: Run, predictions: Sequence[Prediction], scores: Scores) -> dict
         "model": run.model,
         "headline": {"name": scores.headline, "value": scores.figures.get(scores.headline)},
         "figures": scores.figures,
+        "intervals": figure_intervals(scores),
         "groups": scores.groups,
         "notes": list(scores.notes),
         "published": published and {"model": published[0], "value": published[1], "remark": REMARKS.get(run.task, "")},

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paddle_llava.evaluation.records import Scores, Stratum
+
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _AT_ONCE = 1 << 22  # numbers in memory
@@ -29,6 +31,36 @@ def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float
     The same values and `seed` give the same interval. NaN without values.
     """
     return _interval(_resampled_means(values, seed))
+
+
+def fraction_interval(strata: Sequence[Stratum], *, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of a sum of fractions, each of whose strata is resampled by itself; NaN without any."""
+    total = np.zeros(RESAMPLES) if any(map(len, strata)) else np.full(RESAMPLES, math.nan)
+    generator = np.random.default_rng(seed)
+    for rows in filter(len, strata):
+        above, below = _resampled_sums(np.asarray(rows, np.float64), generator).T
+        total += np.divide(above, below, out=np.zeros(RESAMPLES), where=below != 0)
+    return _interval(total)
+
+
+def figure_intervals(scores: Scores) -> dict[str, tuple[float, float]]:
+    """The 95% intervals of the figures with strata, and of that which is the mean of all questions."""
+    found = {name: fraction_interval(scores.strata[name]) for name in scores.figures if name in scores.strata}
+    values = list(scores.per_sample.values())
+    for name, figure in scores.figures.items():
+        if name not in found and (interval := mean_interval(figure, values)):
+            found[name] = interval
+    return found
+
+
+def mean_interval(figure: float, values: Sequence[float]) -> tuple[float, float] | None:
+    """The interval of a figure that is the mean of `values`, as it is or in percent; else None."""
+    mean = sum(values) / len(values) if values else 0.0
+    scale = next((scale for scale in (100, 1) if math.isclose(figure, scale * mean, rel_tol=1e-9)), None)
+    if scale is None or not mean:
+        return None
+    low, high = bootstrap_interval(values)
+    return scale * low, scale * high
 
 
 def paired_bootstrap(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Difference:
@@ -59,21 +91,25 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _resampled_means(values: Sequence[float], seed: int) -> np.ndarray:
-    """`RESAMPLES` means of as many draws with replacement as there are values, float64.
-
-    What a resample holds of each distinct value is a multinomial draw, and most scores have few of them.
-    """
+    """`RESAMPLES` means of as many draws with replacement as there are values, float64."""
     if not len(values):
         return np.full(RESAMPLES, math.nan)
-    distinct, counts = np.unique(np.asarray(values, np.float64), return_counts=True)
-    number = int(counts.sum())
-    generator = np.random.default_rng(seed)
-    rows = max(1, _AT_ONCE // len(distinct))
-    means = []
-    for start in range(0, RESAMPLES, rows):
-        drawn = generator.multinomial(number, counts / number, size=min(rows, RESAMPLES - start))
-        means.append(drawn @ distinct / number)
-    return np.concatenate(means)
+    column = np.asarray(values, np.float64)[:, None]
+    return _resampled_sums(column, np.random.default_rng(seed))[:, 0] / len(values)
+
+
+def _resampled_sums(rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Sums [RESAMPLES, columns] of as many draws with replacement as there are `rows` [rows, columns], float64.
+
+    What a resample holds of each distinct row is a multinomial draw, and most scores have few of them.
+    """
+    distinct, counts = np.unique(rows, axis=0, return_counts=True)
+    at_once = max(1, _AT_ONCE // len(distinct))
+    sums = []
+    for start in range(0, RESAMPLES, at_once):
+        drawn = generator.multinomial(len(rows), counts / len(rows), size=min(at_once, RESAMPLES - start))
+        sums.append(drawn @ distinct)
+    return np.concatenate(sums)
 
 
 def _interval(means: np.ndarray) -> tuple[float, float]:

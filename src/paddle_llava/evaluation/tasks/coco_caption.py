@@ -13,12 +13,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from paddle_llava.console import note
 from paddle_llava.evaluation.metrics.captions import caption_scores
+from paddle_llava.evaluation.metrics.ptb import java_tokenizer
 from paddle_llava.evaluation.prompts import CAPTION
 from paddle_llava.evaluation.records import Prediction, Question, Scores
 from paddle_llava.evaluation.tasks.files import Data, as_object, get, get_id, listed, read_object, texts, unique
 
 MOST_CIDER = 10.0
+GOOD_CIDER = 1.0
+MEANS = ("ROUGE-L", "CIDEr")
 
 
 def read(data: Data) -> list[Question]:
@@ -58,8 +62,11 @@ def score(predictions: Sequence[Prediction]) -> Scores:
     """CIDEr, BLEU-1 to 4, ROUGE-L and, where its Java is, METEOR: times 100, as they are published.
 
     Weights of CIDEr come from the captions of the very pictures that were asked about. A failed question counts as an
-    empty caption. Each picture's score is its CIDEr as a share of the greatest, 10.
+    empty caption. Each picture's score is its CIDEr as a share of the greatest, 10; from a CIDEr of 1 on it counts as
+    right.
     """
+    if java_tokenizer():
+        note("the captions are scored by the official Java programs, which takes a while")
     scores = caption_scores(
         {it.id: it.answer for it in predictions}, {it.id: list(it.question.references) for it in predictions}
     )
@@ -67,4 +74,6 @@ def score(predictions: Sequence[Prediction]) -> Scores:
     notes = ["LLaVA publishes no COCO score; the prompt is that of the captions in its training mixture"]
     if scores.tokenizer != "java":
         notes.append("words by this package's tokenizer: without Java there is neither Stanford's nor METEOR")
-    return Scores("CIDEr", {name: 100 * value for name, value in scores.corpus.items()}, each, notes=tuple(notes))
+    strata = {name: [[(100 * values[name], 1.0) for values in scores.per_image.values()]] for name in MEANS}
+    figures = {name: 100 * value for name, value in scores.corpus.items()}
+    return Scores("CIDEr", figures, each, notes=tuple(notes), strata=strata, right_from=GOOD_CIDER / MOST_CIDER)

@@ -78,7 +78,8 @@ def score(predictions: Sequence[Prediction]) -> Scores:
         [_words(it.answer) for it in predictions], [[_words(it.question.references[0])] for it in predictions]
     )
     figures = {"exact": 100 * mean(each.values()), "rouge_l": 100 * mean(shared)}
-    return Scores("exact", figures, each, {"Reference": percent_by(predictions, each, "type")})
+    groups = {"Reference": percent_by(predictions, each, "type")}
+    return Scores("exact", figures, each, groups, strata={"rouge_l": [[(100 * value, 1.0) for value in shared]]})
 
 
 def _is_right(answer: str, reference: str) -> bool:

@@ -57,8 +57,8 @@ class Data:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `LlavaError` naming the file, and the place of a mistake."""
-    return read_json(path, MAX_BYTES)
+    """The object in a JSON file, no key twice. Raises `LlavaError` naming the file, and the place of a mistake."""
+    return read_json(path, MAX_BYTES, unique_keys=True)
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -93,6 +93,17 @@ def get(record: dict[str, Any], key: str, kind: type[Value], where: str | Path) 
     if isinstance(value, bool) or not isinstance(value, kind):
         raise LlavaError(f"{where}: {key} must be {_KINDS[kind]}, found {_shown(value)}")
     return value
+
+
+def by_id(record: dict[str, Any], key: str, name: str, where: str | Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The objects in the list `record[key]`, with their names for messages, by their `name`, which must be unique."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for place, item in listed(record, key, where):
+        id = get_id(item, name, place)
+        if id in found:
+            raise LlavaError(f"{place}: the {name} {id[:60]!r} is that of {found[id][0]} already")
+        found[id] = place, item
+    return found
 
 
 def get_id(record: dict[str, Any], key: str, where: str | Path) -> str:

@@ -47,6 +47,8 @@ def _questions(path: Path) -> list[tuple[str, Question]]:
     instruction = CHINESE if "_cn" in path.stem.lower() else LETTER
     questions = []
     for number, several in sorted(rows.items()):
+        if not listed and len(several) > 1:
+            raise LlavaError(f"{several[1][0]}: the index {number} is that of {several[0][0]} already")
         rounds = []
         for where, index, row in sorted(several, key=lambda it: it[1]):
             options = [row[letter] for letter in "ABCD" if not _is_empty(row.get(letter))]
@@ -118,9 +120,13 @@ def score(predictions: Sequence[Prediction]) -> Scores:
     groups = {
         title: percent_by(firsts, each, key) for key, title in (("category", "Category"), ("l2-category", "Ability"))
     }
+    strata = {
+        "vanilla": [[(100.0 * right[0], 1.0) for right in rounds.values()]],
+        "rounds": [[(100 * mean(right), 1.0) for right in rounds.values()]],
+    }
     left = len(asked) - len(whole)
     notes = (f"{left} questions were not asked in all their rounds and are not counted",) if left else ()
-    return Scores("circular", figures, each, groups, notes)
+    return Scores("circular", figures, each, groups, notes, strata)
 
 
 def _is_right(prediction: Prediction) -> bool:

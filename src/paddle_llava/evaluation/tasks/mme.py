@@ -6,8 +6,8 @@ two lines of question, tab, answer: beside the pictures, or in `questions_answer
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from paddle_llava.errors import LlavaError
@@ -20,7 +20,7 @@ from paddle_llava.evaluation.metrics.mme import (
     parse_mme_answer,
 )
 from paddle_llava.evaluation.prompts import short_answer
-from paddle_llava.evaluation.records import Prediction, Question, Scores
+from paddle_llava.evaluation.records import Prediction, Question, Scores, Stratum
 from paddle_llava.evaluation.tasks.files import Data, unique
 
 INSTRUCTION = "Please answer yes or no."
@@ -81,7 +81,21 @@ def score(predictions: Sequence[Prediction]) -> Scores:
     }
     left = len(predictions) - len(whole)
     notes = (f"{left} questions without the other about their picture are not counted",) if left else ()
-    return Scores("perception", mme_totals(subtasks), each, groups, notes)
+    return Scores("perception", mme_totals(subtasks), each, groups, notes, _strata(whole, each))
+
+
+def _strata(predictions: Sequence[Prediction], scores: Mapping[str, float]) -> dict[str, list[Stratum]]:
+    """Of each subtask what every picture adds to its score: 0, 50, or 200 for both questions right."""
+    pictures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for it in predictions:
+        subtask, picture = _pair(it)
+        pictures[subtask][picture].append(scores[it.id])
+    rows = {
+        subtask: [(50 * sum(right) + 100 * all(right), 1.0) for right in own.values()]
+        for subtask, own in pictures.items()
+    }
+    parts = {"perception": PERCEPTION, "cognition": COGNITION}
+    return {name: [rows[subtask] for subtask in own if subtask in rows] for name, own in parts.items()}
 
 
 def _pair(prediction: Prediction) -> tuple[str, str]:

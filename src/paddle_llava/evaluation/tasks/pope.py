@@ -6,12 +6,13 @@ word of a file's name is its split. Pictures `COCO_val2014_000000310196.jpg`, in
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from paddle_llava.errors import LlavaError
 from paddle_llava.evaluation.metrics.yes_no import pope_answer, pope_scores
 from paddle_llava.evaluation.prompts import short_answer
-from paddle_llava.evaluation.records import Prediction, Question, Scores
+from paddle_llava.evaluation.records import Prediction, Question, Scores, Stratum
 from paddle_llava.evaluation.tasks.files import Data, get, get_id, read_records, unique
 from paddle_llava.evaluation.tasks.tables import mean
 
@@ -46,7 +47,29 @@ def score(predictions: Sequence[Prediction]) -> Scores:
         tables[split] = {name: 100 * value for name, value in figures.items()}
     names = list(next(iter(tables.values()), {}))
     each = {it.id: float(pope_answer(_said(it)) == _label(it)) for it in predictions}
-    return Scores("f1", {name: mean(table[name] for table in tables.values()) for name in names}, each, tables)
+    figures = {name: mean(table[name] for table in tables.values()) for name in names}
+    return Scores("f1", figures, each, tables, strata=_strata(predictions, len(splits)))
+
+
+def _strata(predictions: Sequence[Prediction], splits: int) -> dict[str, list[Stratum]]:
+    """What each question adds to its split's fractions; F1 is twice the hits by those said and those labelled yes."""
+    strata: dict[str, list[Stratum]] = {}
+    rows: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for it in predictions:
+        said, label = pope_answer(_said(it)), _label(it)
+        hit, share = said and label, 100 / splits
+        fractions = {
+            "accuracy": (said == label, 1),
+            "precision": (hit, said),
+            "recall": (hit, label),
+            "f1": (2 * hit, said + label),
+            "yes_share": (said, 1),
+        }
+        for name, (above, below) in fractions.items():
+            rows[name, it.question.meta["split"]].append((share * above, below))
+    for (name, _), stratum in rows.items():
+        strata.setdefault(name, []).append(stratum)
+    return strata
 
 
 def _label(prediction: Prediction) -> bool:

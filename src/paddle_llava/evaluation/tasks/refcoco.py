@@ -23,6 +23,7 @@ from paddle_llava.evaluation.records import Prediction, Question, Scores
 from paddle_llava.evaluation.tasks.files import (
     Data,
     as_object,
+    by_id,
     get,
     get_box,
     get_id,
@@ -80,10 +81,8 @@ def _from_jsonl(path: Path) -> Iterator[_Phrase]:
 
 def _from_refer(path: Path, instances: Path) -> Iterator[_Phrase]:
     content = read_object(instances)
-    images = {get_id(record, "id", where): (where, record) for where, record in listed(content, "images", instances)}
-    things = {
-        get_id(record, "id", where): (where, record) for where, record in listed(content, "annotations", instances)
-    }
+    images = by_id(content, "images", "id", instances)
+    things = by_id(content, "annotations", "id", instances)
     for number, value in enumerate(_read_pickle(path), 1):
         where = f"{path}: record {number}"
         record = as_object(value, where)
@@ -144,7 +143,8 @@ def score(predictions: Sequence[Prediction]) -> Scores:
     }
     each = {name: float(iou >= THRESHOLD) for name, iou in ious.items()}
     notes = ("LLaVA publishes no RefCOCO score; the prompt is that of the boxes in its training mixture",)
-    return Scores("accuracy", _percent(list(ious.values())), each, tables, notes)
+    strata = {"mean_iou": [[(100 * iou, 1.0) for iou in ious.values()]]}
+    return Scores("accuracy", _percent(list(ious.values())), each, tables, notes, strata)
 
 
 def _iou(prediction: Prediction) -> float:

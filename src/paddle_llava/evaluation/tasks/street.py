@@ -17,7 +17,7 @@ from paddle_llava.demo.model import IMAGE_SIZE
 from paddle_llava.demo.scenes import draw_scene
 from paddle_llava.demo.scoring import score as score_turn
 from paddle_llava.errors import LlavaError
-from paddle_llava.evaluation.records import Prediction, Question, Scores
+from paddle_llava.evaluation.records import Prediction, Question, Scores, Stratum
 from paddle_llava.evaluation.tasks.files import Data, keep_picture
 
 PICTURES = 1000
@@ -68,14 +68,26 @@ def score(predictions: Sequence[Prediction]) -> Scores:
     """
     answered = [Answered(_turn(it.question.meta), it.question.meta["picture"], it.answer) for it in predictions]
     table = figures(answered)
-    each = {it.id: _single(score_turn(one.turn, one.answer)) for it, one in zip(predictions, answered, strict=True)}
-    shown = {
-        key if kind == "vqa" else f"{kind} {key}": table[kind][key]
-        for kind, keys in SHOWN.items()
-        for key in keys
-        if key in table.get(kind, {})
-    }
-    return Scores("exact" if "exact" in shown else next(iter(shown), "exact"), shown, each, table)
+    scored = [(it.turn, score_turn(it.turn, it.answer)) for it in answered]
+    each = {it.id: _single(scores) for it, (_, scores) in zip(predictions, scored, strict=True)}
+    shown, strata = dict[str, float](), dict[str, list[Stratum]]()
+    for kind, keys in SHOWN.items():
+        for key in keys:
+            if key in table.get(kind, {}):
+                name = key if kind == "vqa" else f"{kind} {key}"
+                shown[name] = table[kind][key]
+                strata[name] = [_stratum(scored, key)]
+    return Scores("exact" if "exact" in shown else next(iter(shown), "exact"), shown, each, table, strata=strata)
+
+
+def _stratum(scored: Sequence[tuple[Turn, dict[str, float]]], key: str) -> Stratum:
+    """What each answer adds to a figure: an object named to those that should be, one invented to all mentioned."""
+    above, below = {"new": "exact"}.get(key, key), {"named": "required", "invented": "mentions"}.get(key)
+    return [
+        (scores[above], scores[below] if below else 1.0)
+        for turn, scores in scored
+        if above in scores and (key != "new" or turn.new_wording)
+    ]
 
 
 def _single(scores: dict[str, float]) -> float:

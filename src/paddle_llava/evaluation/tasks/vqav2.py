@@ -14,7 +14,7 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.evaluation.metrics.vqa import normalise_textvqa_answer, vqa_accuracy
 from paddle_llava.evaluation.prompts import short_answer
 from paddle_llava.evaluation.records import Prediction, Question, Scores
-from paddle_llava.evaluation.tasks.files import Data, as_object, get, get_id, listed, read_object, texts, unique
+from paddle_llava.evaluation.tasks.files import Data, as_object, by_id, get, get_id, listed, read_object, texts, unique
 from paddle_llava.evaluation.tasks.tables import mean, percent_by
 
 
@@ -28,8 +28,9 @@ def read(data: Data) -> list[Question]:
                 raise LlavaError(f"{path}: a second file of questions; give those of one split")
             asked = path, content
         elif "annotations" in content:
-            for where, record in listed(content, "annotations", path):
-                answered[get_id(record, "question_id", where)] = where, record
+            if answered:
+                raise LlavaError(f"{path}: a second file of annotations; give those of one split")
+            answered = by_id(content, "annotations", "question_id", path)
         else:
             raise LlavaError(f"{path}: it holds neither questions nor annotations, as VQAv2's files do")
     if asked is None or not answered:
