@@ -146,7 +146,7 @@ def _table(groups: Mapping[str, Mapping[str, float]], scores: Scores, prediction
         rows.append(f"<tr><td>{escape(name)}</td>{columns}</tr>")
     heads = "".join(f'<th class="number">{escape(title)}</th>' for title in across)
     heads += "" if is_counted else '<th class="number">questions</th>'
-    return f'<div class="wide"><table><tr><td></td>{heads}</tr>{"".join(rows)}</table></div>'
+    return f'<div class="wide" tabindex="0"><table><tr><td></td>{heads}</tr>{"".join(rows)}</table></div>'
 
 
 def _are_counts(figures: Sequence[float]) -> bool:
