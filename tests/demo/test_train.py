@@ -17,14 +17,17 @@ from paddle_llava.demo import dataset
 from paddle_llava.demo.cells import COLOUR_NAMES, KIND_NAMES, WIDTH, as_numbers, cells_of
 from paddle_llava.demo.concepts import aligned_weight
 from paddle_llava.demo.dataset import CAPTIONS, CONVERSATIONS, write_dataset
-from paddle_llava.demo.descriptions import padded_box
+from paddle_llava.demo.descriptions import caption, description, mentions, padded_box, scene_as_text
 from paddle_llava.demo.dialogues import dialogue
 from paddle_llava.demo.evaluate import Answered, ask_all, figures, lines
 from paddle_llava.demo.eye import Eye, Pictures
+from paddle_llava.demo.guidance import SINK, focuses_of_question, focuses_of_text
 from paddle_llava.demo.kinds import KINDS
 from paddle_llava.demo.model import TEMPLATE, build_tokenizer, write_untrained
+from paddle_llava.demo.naming import LANGUAGES
 from paddle_llava.demo.scenes import draw_scene
-from paddle_llava.demo.tongue import Questions, Tongue, captioned, encoded, lay_out
+from paddle_llava.demo.shared_picture import Row, lay_out
+from paddle_llava.demo.tongue import TELLING, Questions, Tongue, captioned, encoded
 from paddle_llava.demo.train import CONFIGS
 from paddle_llava.demo.vocabulary import all_words
 from paddle_llava.llava import LlavaForConditionalGeneration
@@ -104,43 +107,77 @@ def test_cells_as_numbers() -> None:
     assert not boxes[~things].any()
 
 
-@pytest.mark.parametrize("steps", [0, math.inf])
-def test_rows_of_questions(steps: float, processor: LlavaProcessor, model: LlavaForConditionalGeneration) -> None:
-    batch = Questions(processor, 4, steps=steps).batch(0)
-    rows, length = batch["input_ids"].shape
-    assert batch["mask"].shape == (rows, 1, length, length)
-    assert batch["labels"].shape == (rows * length,)
+@pytest.mark.parametrize(("steps", "step"), [(0, 0), (0, TELLING - 1), (math.inf, 0)])
+def test_rows_of_questions(
+    steps: float, step: int, processor: LlavaProcessor, model: LlavaForConditionalGeneration
+) -> None:
+    batch = Questions(processor, 4, steps=steps).batch(step)
+    rows, longest, most, width = batch["shape"]
+    assert batch["mask"].shape == (rows, 1, most, width, longest + width)
+    assert batch["labels"].shape == batch["input_ids"].shape == (rows * longest + len(batch["back"]),)
     places = (batch["input_ids"] == processor.config.image_token_id).sum()
     assert places == len(batch["cells"])
     assert places < rows * 30 if steps else places == rows * 64
     assert batch["sizes"].sum() == (batch["labels"] >= 0).sum() == len(batch["weights"])
     assert len(batch["sizes"]) == len(batch["kinds"])
     assert not steps or set(batch["kinds"]) <= {"what", "colour", "box", "at_box"}
+    assert bool(set(batch["kinds"]) & {"describe", "caption", "list"}) == (step > 0)
     tongue = Tongue(model)
     assert np.isfinite(float(tongue.loss(batch)))
-    assert set(tongue.judge([batch])) - {"box tokens"} == set(batch["kinds"])
+    assert {name.split()[0] for name in tongue.judge([batch])} - {"guidance"} == set(batch["kinds"])
 
 
 def test_a_row_s_questions_do_not_see_each_other(
     processor: LlavaProcessor, model: LlavaForConditionalGeneration
 ) -> None:
+    """Each is answered as the model itself does that sees one of them alone."""
     tongue = Tongue(model)
-    cells = np.random.default_rng(0).random((64, tongue.reader.weight.shape[0]), np.float32)
-    samples = [
-        encoded(text, "bus", TEMPLATE, processor) for text in ("What is this?", "哪里有一辆红色的公交车？", "Is it?")
-    ]
+    cells = np.random.default_rng(0).random((2, 64, tongue.reader.weight.shape[0]), np.float32)
+    texts = ("What is this?", "哪里有一辆红色的公交车？", "Is it?"), ("Where is the bus?",)
+    samples = [[encoded(text, "a bus", TEMPLATE, processor) for text in row] for row in texts]
     image = processor.config.image_token_id
 
-    def logits(of: list[EncodedSample]) -> np.ndarray:
-        places = np.flatnonzero(of[0].input_ids == image)
-        start, end = places[0], places[-1] + 1
-        row = (of[0].input_ids[:end], [(sample.input_ids[end:], sample.labels[end:]) for sample in of])
-        assert start > 0
-        return tongue.target_logits(lay_out([row]) | {"cells": cells})[0].numpy()
+    def row(of: list[EncodedSample]) -> Row:
+        end = np.flatnonzero(of[0].input_ids == image)[-1] + 1
+        return Row(of[0].input_ids[:end], [(sample.input_ids[end:], sample.labels[end:]) for sample in of])
 
     with paddle.no_grad():
-        alone = np.concatenate([logits([sample]) for sample in samples])
-        assert np.abs(logits(samples) - alone).max() < 1e-4
+        together = tongue.target_logits(lay_out([row(of) for of in samples]) | {"cells": np.concatenate(cells)})[0]
+        alone = []
+        for number, sample in ((0, samples[0][0]), (0, samples[0][1]), (0, samples[0][2]), (1, samples[1][0])):
+            features = tongue.reader(paddle.to_tensor(cells[number]))
+            logits = model(paddle.to_tensor(sample.input_ids[None]), image_features=[features]).logits[0].numpy()
+            alone.append(logits[np.flatnonzero(sample.labels != -100) - 1])
+    assert np.abs(together.numpy() - np.concatenate(alone)).max() < 1e-4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_heads_are_told_to_look_at_what_is_asked_for(seed: int, processor: LlavaProcessor) -> None:
+    """The cells that a token should look at are those of the object that its question, or the text there, means."""
+    scene = draw_scene(seed, size=96)
+    cells = cells_of(scene, 8)
+    owner = [scene.objects[number - 1] if number else None for number in cells.owner]
+    tokens = np.arange(10, 13)
+    for turn in dialogue(scene, seed, "en", turns=20):
+        if turn.sort in ("count", "exists"):
+            (focus,) = focuses_of_question(turn.sort, turn.objects, cells.owner, cells.anchor, 5, tokens)
+            assert focus.weights.sum() == pytest.approx(1)
+            counted = focus.weights[5:] / focus.weights[0] * SINK
+            assert counted.sum() == pytest.approx(len(turn.objects))
+            if turn.kind == "count":
+                assert turn.answer == str(len(turn.objects))
+        elif turn.kind in ("box", "at_box", "what", "colour"):
+            for focus in focuses_of_question(turn.sort, turn.objects, cells.owner, cells.anchor, 5, tokens):
+                assert {owner[cell - 5] for cell in np.flatnonzero(focus.weights)} == {scene.objects[turn.objects[0]]}
+    for language in LANGUAGES:
+        for form, make in (("describe", description), ("caption", caption), ("list", scene_as_text)):
+            text = make(scene, language)
+            named = mentions(scene, language, form)[:1]
+            starts = [text.lower().index(name.lower()) for name, _ in named]
+            for focus in focuses_of_text(named, text, starts, cells.owner, 5, tokens[: len(named)]):
+                seen = {owner[cell - 5] for cell in np.flatnonzero(focus.weights)}
+                assert seen <= {scene.objects[number] for number in named[0][1]}
+                assert seen
 
 
 def test_words_of_a_concept_begin_alike(model: LlavaForConditionalGeneration) -> None:
@@ -186,7 +223,7 @@ def test_captions_and_lists_of_boxes_in_both_languages() -> None:
     scene = draw_scene(1, size=64)
     told = {captioned(scene, Random(seed)) for seed in range(40)}
     assert len(told) == 4
-    assert {kind for kind, _ in told} == {"list", "caption"}
+    assert {kind for kind, *_ in told} == {"list", "caption"}
 
 
 def test_figures() -> None:

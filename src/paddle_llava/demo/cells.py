@@ -37,7 +37,8 @@ class Cells(NamedTuple):
     """The cells of a padded picture, row by row, int64 [cells]; `box` [cells, 4] in hundredths.
 
     `kind` and `colour` count from 1; 0 is the background, of which `box` means nothing. `anchor` is 1 in one cell of
-    each clear object, the one next to its middle. `place` and `time` are the scene's, in every cell.
+    each clear object, the one next to its middle. `place` and `time` are the scene's, in every cell. `owner` is the
+    number of the cell's object in the scene, counted from 1.
     """
 
     kind: np.ndarray
@@ -46,6 +47,7 @@ class Cells(NamedTuple):
     place: np.ndarray
     time: np.ndarray
     box: np.ndarray
+    owner: np.ndarray
 
 
 def cells_of(scene: Scene, side: int) -> Cells:
@@ -73,6 +75,7 @@ def cells_of(scene: Scene, side: int) -> Cells:
         np.full(side * side, place),
         np.full(side * side, time),
         hundredths.round().clip(0, STEPS - 1).astype(np.int64)[owner],
+        owner,
     )
 
 

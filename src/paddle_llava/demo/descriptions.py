@@ -81,6 +81,21 @@ def scene_as_text(scene: Scene, language: Language) -> str:
     return stop.join([head, *items]) + end
 
 
+def mentions(scene: Scene, language: Language, form: str) -> list[tuple[str, tuple[int, ...]]]:
+    """What a text names one after another, and the objects meant; `form` is "describe", "caption" or "list"."""
+    if form == "list":
+        return [(padded_box(scene, number), (number,)) for number, thing in enumerate(scene.objects) if thing.clear]
+    things = _described(scene)
+    if form == "describe":
+        things = sorted(things, key=lambda thing: in_sky(thing.kind))
+    found = []
+    for _, part in groupby(things, key=lambda thing: form == "describe" and in_sky(thing.kind)):
+        for like, run in groupby(part, key=lambda thing: (thing.kind, thing.colour)):
+            numbers = tuple(scene.objects.index(thing) for thing in run)
+            found.append((counted(*like, len(numbers), language), numbers))
+    return found
+
+
 def padded_box(scene: Scene, number: int) -> str:
     """The box of an object as answers write it: `0.23, 0.33, 0.79, 0.78`."""
     return format_box(to_padded_frame(scene.objects[number].box, *scene.size))

@@ -56,9 +56,10 @@ KINDS_OF_QUESTION: dict[str, tuple[float, Callable[[View, Random], Question | No
 class Turn:
     """A question about a scene and the right answer.
 
-    `kind` is a key of `KINDS_OF_QUESTION`; `objects` are the numbers, in `scene.objects`, of what it is about (for
-    a description: what it must name). `new_wording` marks a phrasing that is kept out of training. `present` is
-    (kind, colour) of every object in the scene, for judging descriptions.
+    `kind` is a key of `KINDS_OF_QUESTION`, `sort` the question's among its kind, a key of `PHRASES`; `objects` are the
+    numbers, in `scene.objects`, of what it is about (for a description: what it must name). `new_wording` marks a
+    phrasing that is kept out of training. `present` is (kind, colour) of every object in the scene, for judging
+    descriptions.
     """
 
     question: str
@@ -66,6 +67,7 @@ class Turn:
     kind: str
     objects: tuple[int, ...]
     language: Language
+    sort: str = ""
     new_wording: bool = False
     present: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
@@ -146,9 +148,9 @@ def _put(question: Question, kind: str, view: View, language: Language, split: S
         text = f"{text}\n{SHORT_ANSWER[language]}"
     answer = _answer(question, view.scene, language)
     if kind != "describe":
-        return Turn(text, answer, kind, question.objects, language, new)
+        return Turn(text, answer, kind, question.objects, language, question.sort, new)
     present = tuple((thing.kind, thing.colour) for thing in view.things)
-    return Turn(text, answer, kind, tuple(large_objects(view.scene)), language, new, present)
+    return Turn(text, answer, kind, tuple(large_objects(view.scene)), language, question.sort, new, present)
 
 
 def _answer(question: Question, scene: Scene, language: Language) -> str:

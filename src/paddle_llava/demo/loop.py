@@ -12,6 +12,7 @@ import paddle
 from paddle import Tensor, nn
 
 from paddle_llava.data.pool import runner
+from paddle_llava.training.allocator import keep_freed_memory
 from paddle_llava.training.checkpoint import TrainerState, checkpoint_folders, load_checkpoint, save_checkpoint
 from paddle_llava.training.interruption import stop_requests
 from paddle_llava.training.optimizer import trainable
@@ -44,6 +45,9 @@ def fit(
     The rate warms up, stays, and falls to nothing over the last third. `judge` gives held-out figures, which go to
     `log.jsonl` with the loss.
     """
+    keep_freed_memory()
+    # A transpose that is a view is copied element by element by the product that reads it, at ten times the cost.
+    paddle.set_flags({"FLAGS_use_stride_kernel": False})
     schedule = paddle.optimizer.lr.LambdaDecay(
         learning_rate, lambda step: min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
     )

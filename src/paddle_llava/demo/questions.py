@@ -108,10 +108,7 @@ def ask_count(view: View, rng: Random) -> Question | None:
             offers.setdefault(number, []).append(pair)
     number = int(pick({str(n): _COUNT_WEIGHTS.get(n, 6.0) for n in offers}, rng))
     kind, colour = rng.choice(offers[number])
-    counted = tuple(
-        index for index, thing in enumerate(view.things) if thing.kind == kind and colour in (None, thing.colour)
-    )
-    return Question("count", str(number), "text", counted, Reference(kind, colour))
+    return Question("count", str(number), "text", _all_such(view, kind, colour), Reference(kind, colour))
 
 
 def ask_where(view: View, rng: Random) -> Question | None:
@@ -160,9 +157,8 @@ def ask_yes_no(view: View, rng: Random) -> Question | None:
     if not view.clear:
         return None
     number = rng.choice([view.clear, view.clear, _one_of_each_kind(view, rng)][rng.randrange(3)])
-    thing = view.things[number]
-    coloured = rng.random() < 0.67
-    return Question("exists", answer, "fixed", (number,), Reference(thing.kind, thing.colour if coloured else None))
+    kind, colour = view.things[number].kind, view.things[number].colour if rng.random() < 0.67 else None
+    return Question("exists", answer, "fixed", _all_such(view, kind, colour), Reference(kind, colour))
 
 
 def ask_box(view: View, rng: Random) -> Question | None:
@@ -248,6 +244,12 @@ def _another_colour(view: View, kind: str, taken: set[str], rng: Random) -> str 
     if near and rng.random() < 0.5:
         colours = near
     return pick(colours, rng) if colours else None
+
+
+def _all_such(view: View, kind: str, colour: str | None) -> tuple[int, ...]:
+    return tuple(
+        number for number, thing in enumerate(view.things) if thing.kind == kind and colour in (None, thing.colour)
+    )
 
 
 def _one_of_each_kind(view: View, rng: Random) -> list[int]:

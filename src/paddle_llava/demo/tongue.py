@@ -10,12 +10,11 @@ beside, and what only looks up comes before what counts and compares.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -24,33 +23,55 @@ from paddle import Tensor, nn
 
 from paddle_llava.data.encoding import IGNORED, EncodedSample, encode_sample
 from paddle_llava.data.records import Sample
-from paddle_llava.demo.cells import WIDTH, as_numbers, cells_of
+from paddle_llava.demo.cells import WIDTH, Cells, as_numbers, cells_of
 from paddle_llava.demo.concepts import aligned_weight
-from paddle_llava.demo.descriptions import caption, scene_as_text
-from paddle_llava.demo.dialogues import KINDS_OF_QUESTION, dialogue
+from paddle_llava.demo.descriptions import caption, mentions, scene_as_text
+from paddle_llava.demo.dialogues import KINDS_OF_QUESTION, Turn, dialogue
+from paddle_llava.demo.guidance import (
+    GUIDED_LAYERS,
+    Focus,
+    focuses_of_question,
+    focuses_of_text,
+    guidance_loss,
+    lay_out_focuses,
+)
 from paddle_llava.demo.kinds import Split
 from paddle_llava.demo.loop import Say, fit
 from paddle_llava.demo.model import TEMPLATE, build_tokenizer
-from paddle_llava.demo.naming import LANGUAGES
+from paddle_llava.demo.naming import LANGUAGES, Language
 from paddle_llava.demo.scenes import Scene, draw_scene
+from paddle_llava.demo.shared_picture import Places, Row, lay_out, run_layer
 from paddle_llava.llava import LlavaForConditionalGeneration
-from paddle_llava.models.attention import MASKED
-from paddle_llava.models.llama import for_all_heads, rotary_embedding
+from paddle_llava.models.llama import rotary_embedding
 from paddle_llava.processing.conversation import Message
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import TEMPLATES, Template
 
 TURNS = 12
-CAPTIONS, LISTS = 0.15, 0.6
-LOOKED_UP, LOOKING_UP = ("what", "colour", "box", "at_box"), 0.1  # kinds, and the part of all steps they have alone
-EASIEST, HARDEST = 0.2, 0.5  # hardness at first; the part of all steps after which scenes are whole
+TELLING = 5  # every so many steps, texts about pictures are told, which are long; else questions are asked
+LISTS = 0.6
+LOOKED_UP, LOOKING_UP = ("what", "colour", "box", "at_box"), 0.04  # kinds, and the part of all steps they have alone
+EASIEST, HARDEST = 0.2, 0.3  # hardness at first; the part of all steps after which scenes are whole
+GUIDANCE = 0.3  # of the loss of each guided layer
 SMALL = 64  # pixels: enough to know who covers what
 SEEDS_A_STEP = 1000
 _BRIEF = replace(TEMPLATE, system="")
+_ASKED = tuple(kind for kind in KINDS_OF_QUESTION if kind != "describe")
+
+
+class Told(NamedTuple):
+    """A question with its answer, or a text, of a `kind`; `sort` and `objects` as in `Turn`."""
+
+    kind: str
+    sort: str
+    objects: tuple[int, ...]
+    answer: str
+    language: Language
+    sample: EncodedSample
 
 
 class Questions:
-    """Batches of pictures with isolated questions, or with what `llava pretrain` has told of them, as cells."""
+    """Batches of pictures, as cells, with isolated questions, or with a text about each."""
 
     def __init__(
         self, processor: LlavaProcessor, batch_size: int, split: Split = "train", seed: int = 0, steps: float = 0
@@ -60,74 +81,85 @@ class Questions:
         self.steps = steps
 
     def batch(self, step: int) -> dict[str, Any]:
-        """`input_ids`, `position_ids` [rows, length], `mask` [rows, 1, length, length], `labels` [rows * length].
+        """What `shared_picture.lay_out` and `guidance.lay_out_focuses` give, and:
 
-        `cells` [cells of all, WIDTH] take the places of image tokens. Labels are moved left by one. `weights`
-        [targets] make long answers count more than short ones, but not as much as they are longer; `sizes` are the
-        answers' numbers of targets and `kinds` what was asked, in order.
+        `cells` [cells of all, WIDTH], which take the places of image tokens. `weights` [targets] make long answers
+        count more than short ones, but not as much as they are longer; `sizes` are the answers' numbers of targets and
+        `kinds` what was asked, in order.
         """
         progress = step / self.steps if self.steps else 1.0
         hardness = min(1.0, EASIEST + (1 - EASIEST) * progress / HARDEST)
         first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
-        rows, cells, kinds = [], [], []
-        for seed in range(first, first + self.batch_size):
+        rows: list[Row] = []
+        cells, kinds = [], []
+        focuses: list[tuple[int, int, Focus]] = []
+        telling = step % TELLING == TELLING - 1 and progress >= LOOKING_UP
+        for seed in range(first, first + self.batch_size * (2 if telling else 1)):
             objects = (1 + round(hardness), 2 + round(6 * hardness))
             scene = draw_scene(seed, size=SMALL, split=self.split, objects=objects)
-            told = self._told(scene, seed, LOOKED_UP if progress < LOOKING_UP else tuple(KINDS_OF_QUESTION))
+            told = self._text(scene, seed) if telling else self._asked(scene, seed, progress < LOOKING_UP)
             if not told:
                 continue
             vision = self.processor.config.vision
             of_scene = cells_of(scene, vision.image_size // vision.patch_size)
             kept = (of_scene.anchor > 0) | (np.random.default_rng(seed).random(len(of_scene.anchor)) < hardness + 0.03)
-            cells.append(as_numbers(of_scene)[kept])
-            rows.append(self._row([sample for _, sample in told], int(kept.sum())))
-            kinds += [kind for kind, _ in told]
+            of_row = Cells(*(values[kept] for values in of_scene))
+            row = self._row([it.sample for it in told], len(of_row.kind))
+            for number, it in enumerate(told):
+                focuses += [(len(rows), number, focus) for focus in self._focuses(it, scene, of_row, row, number)]
+            cells.append(as_numbers(of_row))
+            rows.append(row)
+            kinds += [it.kind for it in told]
         batch = lay_out(rows)
         sizes = answer_sizes(batch["labels"])
         weights = np.repeat(sizes**-0.5, sizes).astype(np.float32)
-        return batch | {
-            "cells": np.concatenate(cells),
-            "weights": weights / weights.sum(),
-            "sizes": sizes,
-            "kinds": kinds,
-        }
+        return (
+            batch
+            | lay_out_focuses(focuses, batch["shape"])
+            | {
+                "cells": np.concatenate(cells),
+                "weights": weights / weights.sum(),
+                "sizes": sizes,
+                "kinds": kinds,
+            }
+        )
 
-    def _told(self, scene: Scene, seed: int, kinds: Sequence[str]) -> list[tuple[str, EncodedSample]]:
+    def _asked(self, scene: Scene, seed: int, looking_up: bool) -> list[Told]:
+        turns = dialogue(scene, seed, turns=TURNS, kinds=LOOKED_UP if looking_up else _ASKED)
+        return [self._told(turn) for turn in turns]
+
+    def _text(self, scene: Scene, seed: int) -> list[Told]:
         rng = Random(seed)
-        if kinds != LOOKED_UP and rng.random() < CAPTIONS:
-            kind, text = captioned(scene, rng)
-            return [(kind, encoded("", text, TEMPLATES["plain"], self.processor))]
-        turns = dialogue(scene, seed, turns=TURNS, kinds=kinds)
-        return [(turn.kind, encoded(turn.question, turn.answer, _BRIEF, self.processor)) for turn in turns]
+        if rng.random() < 0.5:
+            return [self._told(turn) for turn in dialogue(scene, seed, turns=1, kinds=("describe",))]
+        form, text, language = captioned(scene, rng)
+        return [Told(form, form, (), text, language, encoded("", text, TEMPLATES["plain"], self.processor))]
 
-    def _row(self, samples: list[EncodedSample], cells: int) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    def _told(self, turn: Turn) -> Told:
+        sample = encoded(turn.question, turn.answer, _BRIEF, self.processor)
+        return Told(turn.kind, turn.sort, turn.objects, turn.answer, turn.language, sample)
+
+    def _row(self, samples: list[EncodedSample], cells: int) -> Row:
         """Ids of what all samples begin with, the picture included; of each the ids and labels that follow."""
         image = self.processor.config.image_token_id
         (places,) = np.nonzero(samples[0].input_ids == image)
         start, end = places[0], places[-1] + 1
         shared = np.concatenate([samples[0].input_ids[:start], np.full(cells, image)])
-        return shared, [(sample.input_ids[end:], sample.labels[end:]) for sample in samples]
+        return Row(shared, [(sample.input_ids[end:], sample.labels[end:]) for sample in samples])
 
-
-def lay_out(rows: Sequence[tuple[np.ndarray, Sequence[tuple[np.ndarray, np.ndarray]]]]) -> dict[str, Any]:
-    """The rows side by side, padded on the right; positions of each part go on from the shared beginning."""
-    length = max(len(shared) + sum(len(ids) for ids, _ in parts) for shared, parts in rows)
-    input_ids, position_ids = np.zeros((2, len(rows), length), np.int64)
-    labels = np.full((len(rows), length), IGNORED, np.int64)
-    mask = np.full((len(rows), 1, length, length), MASKED, np.float32)
-    causal = np.where(np.tri(length, dtype=bool), np.float32(0), np.float32(MASKED))
-    for number, (shared, parts) in enumerate(rows):
-        start = len(shared)
-        input_ids[number, :start], position_ids[number, :start] = shared, np.arange(start)
-        mask[number, 0, :, :start] = causal[:, :start]
-        for ids, targets in parts:
-            end = start + len(ids)
-            input_ids[number, start:end] = ids
-            position_ids[number, start:end] = len(shared) + np.arange(len(ids))
-            labels[number, start : end - 1] = targets[1:]
-            mask[number, 0, start:end, start:end] = causal[: len(ids), : len(ids)]
-            start = end
-    return {"input_ids": input_ids, "position_ids": position_ids, "mask": mask, "labels": labels.reshape(-1)}
+    def _focuses(self, told: Told, scene: Scene, cells: Cells, row: Row, number: int) -> Iterator[Focus]:
+        ids, labels = row.parts[number]
+        tokens = np.flatnonzero(labels[1:] != IGNORED)[:-1]
+        first_cell = len(row.shared) - len(cells.kind)
+        if told.kind in ("describe", "caption", "list"):
+            tokenizer = self.processor.tokenizer
+            starts = [len(tokenizer.decode(ids[tokens[0] + 1 : token + 1].tolist())) for token in tokens]
+            skipped = 0 if told.kind == "describe" else len(told.answer) - len(tokenizer.decode(ids.tolist()).strip())
+            named = mentions(scene, told.language, told.kind)
+            starts = [start + skipped for start in starts]
+            yield from focuses_of_text(named, told.answer, starts, cells.owner, first_cell, tokens)
+        else:
+            yield from focuses_of_question(told.sort, told.objects, cells.owner, cells.anchor, first_cell, tokens)
 
 
 class Tongue(nn.Layer):
@@ -141,41 +173,49 @@ class Tongue(nn.Layer):
         self.reader.weight.set_value(aligned_weight(embeddings, build_tokenizer()))
         self._embed, self._logits = model.embed, model.logits
 
-    def target_logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The logits [targets, vocab_size] of all targets in their order, and the targets [targets]."""
+    def target_logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The logits [targets, vocab_size] of all targets in their order, the targets [targets], and the guided
+        layers' attention."""
         decoder = self.language_model
+        heads = decoder.config.num_attention_heads
         features = self.reader(paddle.to_tensor(batch["cells"]))
-        hidden_states = self._embed(paddle.to_tensor(batch["input_ids"]), [features])
+        hidden_states = self._embed(paddle.to_tensor(batch["input_ids"]).unsqueeze(0), [features])[0]
         rotation = rotary_embedding(decoder.config, paddle.to_tensor(batch["position_ids"]), hidden_states.dtype)
-        rotations, mask = for_all_heads(rotation, decoder.config), paddle.to_tensor(batch["mask"])
-        for layer in decoder.layers:
-            hidden_states = layer(hidden_states, rotations, mask)
+        rotations = tuple(x.reshape([-1, 1, x.shape[-1]]).tile([1, heads, 1]) for x in rotation)
+        places = Places.of(batch, heads)
+        attention = []
+        for number, layer in enumerate(decoder.layers):
+            hidden_states, weights = run_layer(layer, hidden_states, rotations, places)
+            if number in GUIDED_LAYERS:
+                attention.append(weights)
         labels = batch["labels"]
         targets = np.flatnonzero(labels != IGNORED)
-        chosen = paddle.gather(hidden_states.flatten(0, 1), paddle.to_tensor(targets))
-        return self._logits(decoder.norm(chosen)), paddle.to_tensor(labels[targets])
+        chosen = paddle.gather(hidden_states, paddle.to_tensor(targets))
+        return self._logits(decoder.norm(chosen)), paddle.to_tensor(labels[targets]), attention
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        logits, targets = self.target_logits(batch)
+        logits, targets, attention = self.target_logits(batch)
         losses = F.cross_entropy(logits, targets, reduction="none").flatten()
-        return (losses * paddle.to_tensor(batch["weights"])).sum()
+        told = (losses * paddle.to_tensor(batch["weights"])).sum()
+        return told + GUIDANCE * sum(guidance_loss(weights, batch) for weights in attention)
 
     def judge(self, batches: list[dict[str, Any]]) -> dict[str, float]:
         """Of each kind, the share of answers of which every token is the likeliest one after those before it.
 
-        `box tokens` is the share of single tokens of answers that are boxes.
+        `box tokens` and `text tokens` are the shares of single tokens, of boxes and of texts; `guidance` is its loss.
         """
-        right: dict[str, list[bool]] = {}
+        right: dict[str, list[float]] = {}
         for batch in batches:
-            logits, targets = self.target_logits(batch)
+            logits, targets, attention = self.target_logits(batch)
             hits = (logits.argmax(-1) == targets).numpy()
             starts = np.cumsum(batch["sizes"]) - batch["sizes"]
             answers = zip(batch["kinds"], starts, batch["sizes"], strict=True)
             for kind, start, size in answers:
                 answer = hits[start : start + size]
-                right.setdefault(kind, []).append(bool(answer.all()))
-                if kind == "box":
-                    right.setdefault("box tokens", []).extend(answer.tolist())
+                right.setdefault(kind, []).append(float(answer.all()))
+                if kind in ("box", "describe"):
+                    right.setdefault(f"{kind} tokens", []).extend(answer.tolist())
+            right.setdefault("guidance", []).append(float(guidance_loss(attention[-1], batch)))
         return {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
 
 
@@ -188,8 +228,7 @@ def train_tongue(
     tongue = Tongue(model)
     for parameter in tongue.parameters():
         parameter.stop_gradient = False
-    easy = [Questions(processor, 8, "heldout", steps=math.inf).batch(step) for step in range(3)]
-    held_out = [Questions(processor, 8, "heldout").batch(step) for step in range(8)]
+    held_out = [Questions(processor, 8, "heldout").batch(step) for step in range(2 * TELLING)]
     done = fit(
         tongue,
         Questions(processor, batch_size, steps=steps),
@@ -197,19 +236,19 @@ def train_tongue(
         folder,
         steps=steps,
         learning_rate=learning_rate,
-        judge=lambda: {f"easy {kind}": share for kind, share in tongue.judge(easy).items()} | tongue.judge(held_out),
+        judge=lambda: tongue.judge(held_out),
         judge_every=min(250, steps),
         say=say,
     )
     return tongue if done else None
 
 
-def captioned(scene: Scene, rng: Random) -> tuple[str, str]:
-    """What `llava pretrain` learns to tell: ("list", everything with its box), or ("caption", a sentence)."""
+def captioned(scene: Scene, rng: Random) -> tuple[str, str, Language]:
+    """What `llava pretrain` learns to tell: a "list" of everything with its box, or a "caption", a sentence."""
     language = rng.choice(LANGUAGES)
     if rng.random() < LISTS:
-        return "list", scene_as_text(scene, language)
-    return "caption", caption(scene, language)
+        return "list", scene_as_text(scene, language), language
+    return "caption", caption(scene, language), language
 
 
 def encoded(question: str, answer: str, template: Template, processor: LlavaProcessor) -> EncodedSample:
