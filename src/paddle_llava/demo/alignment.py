@@ -51,11 +51,22 @@ class Alignment(nn.Layer):
         return {"difference": sum(found) / len(found)}
 
 
-def join(eye: Path, tongue: Path, base: Path, folder: Path, *, steps: int, batch_size: int, say: Say) -> Path | None:
-    """A checkpoint in `folder` / "own": the eye's tower, the tongue's decoder, and a projector that learns for `steps`.
+def join(
+    eye: Path,
+    tongue: Path,
+    base: Path,
+    folder: Path,
+    result: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    say: Say,
+) -> bool:
+    """Write the eye's tower, the tongue's decoder and a projector that learnt for `steps` as a checkpoint to `result`.
 
-    `eye` and `tongue` are folders of their trainings' checkpoints; what was thrown away for them is left out. None when
-    it was stopped before the end.
+    `eye`, `tongue` and `folder` hold the checkpoints of these trainings; what was thrown away for them is left out.
+    False when it was stopped before the end.
     """
     model, processor = LlavaForConditionalGeneration.from_pretrained(base), LlavaProcessor.from_pretrained(base)
     reader = nn.Linear(WIDTH, model.config.text.hidden_size)
@@ -76,13 +87,12 @@ def join(eye: Path, tongue: Path, base: Path, folder: Path, *, steps: int, batch
         alignment.loss,
         folder,
         steps=steps,
-        learning_rate=2e-3,
+        learning_rate=learning_rate,
         judge=lambda: alignment.judge(held_out),
         judge_every=min(250, steps),
         say=say,
     )
-    if not done:
-        return None
-    model.save_pretrained(folder / "own")
-    processor.save_pretrained(folder / "own")
-    return folder / "own"
+    if done:
+        model.save_pretrained(result)
+        processor.save_pretrained(result)
+    return done

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from paddle_llava.checkpoints.safetensors_file import SafetensorsFile
+from paddle_llava.demo.alignment import join
 from paddle_llava.demo.dataset import write_dataset
 from paddle_llava.demo.evaluate import ask_all, figures, lines
 from paddle_llava.demo.eye import train_eye
@@ -25,7 +25,6 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import write_json
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
-from paddle_llava.training.checkpoint import PARAMETERS, checkpoint_folders
 from paddle_llava.training.start import Stage, start
 
 Say = Callable[[str], object]
@@ -35,20 +34,38 @@ OWN, DATA = "own", "data"
 
 @dataclass(frozen=True)
 class Amount:
-    """How much of everything: steps of eye and tongue, pictures drawn for the recipe, and epochs through them."""
+    """Steps of eye, tongue and projector, pictures drawn for the recipe and epochs through them, pictures judged."""
 
     eye_steps: int
     tongue_steps: int
+    alignment_steps: int
     pictures: int
     pretrain_share: float
     finetune_epochs: float
     judged: int
 
 
-FULL = Amount(eye_steps=8000, tongue_steps=14000, pictures=60000, pretrain_share=0.15, finetune_epochs=2.0, judged=1000)
-QUICK = Amount(eye_steps=700, tongue_steps=1000, pictures=3000, pretrain_share=0.3, finetune_epochs=0.5, judged=60)
+FULL = Amount(
+    eye_steps=8000,
+    tongue_steps=12000,
+    alignment_steps=2000,
+    pictures=60000,
+    pretrain_share=0.15,
+    finetune_epochs=2.0,
+    judged=1000,
+)
+QUICK = Amount(
+    eye_steps=700,
+    tongue_steps=1000,
+    alignment_steps=300,
+    pictures=3000,
+    pretrain_share=0.3,
+    finetune_epochs=0.5,
+    judged=60,
+)
 EYE = {"batch_size": 16, "learning_rate": 1e-3}
 TONGUE = {"batch_size": 8, "learning_rate": 1e-3}
+ALIGNMENT = {"batch_size": 16, "learning_rate": 2e-3}
 
 
 def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amount | None = None) -> Path:
@@ -62,7 +79,10 @@ def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amoun
     if not (own / "config.json").is_file():
         say("eye and tongue learn, each by itself, on half of the processor")
         learn_apart(output_dir, amount)
-        join(output_dir)
+        say("the projector learns to tell the tongue what the eye sees")
+        parts = (output_dir / name for name in ("eye", "tongue", "base", "alignment"))
+        if not join(*parts, own, steps=amount.alignment_steps, say=say, **ALIGNMENT):
+            raise LlavaError(f"{output_dir}: the alignment stopped before the end; run the command again")
     say(f"{amount.pictures:,} pictures for the recipe")
     write_dataset(data, amount.pictures)
     pretrained = stage(output_dir, "pretrain", own, amount.pretrain_share, say)
@@ -123,20 +143,6 @@ def _half_the_threads() -> Iterator[None]:
         yield
     finally:
         os.environ["OMP_NUM_THREADS"] = before
-
-
-def join(output_dir: Path) -> None:
-    """One checkpoint of the eye's tower and the tongue's decoder, the projector still random; heads are left out."""
-    model = LlavaForConditionalGeneration.from_pretrained(output_dir / "base")
-    parameters = dict(model.named_parameters())
-    for part in ("eye", "tongue"):
-        file = SafetensorsFile(checkpoint_folders(output_dir / part)[-1] / PARAMETERS)
-        for name in file.names():
-            if name in parameters:
-                parameters[name].set_value(file.read(name))
-        file.close()
-    model.save_pretrained(output_dir / OWN)
-    LlavaProcessor.from_pretrained(output_dir / "base").save_pretrained(output_dir / OWN)
 
 
 def stage(output_dir: Path, name: Stage, model: Path, epochs: float, say: Say) -> Path:
