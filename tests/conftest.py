@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import paddle_llava
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -40,9 +42,7 @@ def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photo() -> Path:
     """A real photograph, 640x427."""
-    from paddle_llava.demo.demo import PHOTO
-
-    return PHOTO
+    return Path(paddle_llava.__file__).parent / "demo" / "photos" / "china.jpg"
 
 
 @pytest.fixture

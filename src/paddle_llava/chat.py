@@ -18,7 +18,7 @@ from paddle_llava.drawing import free_path, picture_path, write_drawing
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.opening import open_model
-from paddle_llava.processing.boxes import answer_boxes
+from paddle_llava.processing.boxes import Box, answer_boxes
 from paddle_llava.processing.loading import load_image
 from paddle_llava.transcript import Shown, boxes_of, save
 
@@ -191,7 +191,7 @@ class Chat:
         if self.debug:
             self._tell_debug()
         if self.draw:
-            self._draw(self.draw)
+            self.draw_boxes(self.draw)
 
     def _obey(self, line: str) -> None:
         command, _, argument = line.partition(" ")
@@ -207,7 +207,7 @@ class Chat:
         elif command == "/image":
             self._show(argument)
         elif command == "/draw":
-            self._draw(picture_path(argument, command) if argument else free_path(), command)
+            self.draw_boxes(picture_path(argument, command) if argument else free_path(), command)
         elif command == "/save":
             save(argument, self.session, self.shown, self.model)
             note(f"saved to {argument}")
@@ -223,10 +223,14 @@ class Chat:
         self.waiting.append(picture := open_picture(source))
         note(f"{picture.name} ({picture.image.width}x{picture.image.height}) goes with the next question")
 
-    def _draw(self, path: Path, command: str = "") -> None:
-        """Of the last answer. Without a `command`, for --draw, it may have no boxes, and a file is replaced."""
+    def boxes(self) -> list[Box]:
+        """Those that the last answer names, in pixels of its picture."""
         answer = str(self.session.messages[-1].text) if self.session.messages else ""
-        boxes = answer_boxes(answer, *self.latest.image.size) if self.latest else []
+        return answer_boxes(answer, *self.latest.image.size) if self.latest else []
+
+    def draw_boxes(self, path: Path, command: str = "") -> None:
+        """Of the last answer. Without a `command`, for --draw, it may have no boxes, and a file is replaced."""
+        boxes = self.boxes()
         if self.latest and boxes:
             write_drawing(path, self.latest.image, boxes, command or "--draw", anew=bool(command))
             note(f"{len(boxes)} {'box' if len(boxes) == 1 else 'boxes'} drawn to {path}")

@@ -33,6 +33,7 @@ PUBLISHED = (
     "llava-hf/llava-v1.6-vicuna-7b-hf",
     "llava-hf/llava-v1.6-vicuna-13b-hf",
 )
+OWN = {"street": Path(__file__).parent / "demo" / "street_model"}  # comes with the package
 PADDLE_NAMES = {f"paddlemix/llava/{name.partition('/')[2]}": name for name in PUBLISHED[:4]}
 PADDLE_NAMES["paddlemix/llava/llava-v1.6-7b"] = "liuhaotian/llava-v1.6-vicuna-7b"
 
@@ -66,7 +67,7 @@ def local_folder(
     downloaded. `text_only` allows Vicuna alone, from which a LLaVA is trained. Raises `LlavaError` when the checkpoint
     cannot be had.
     """
-    if folder := _existing(name_or_path):
+    if folder := _existing(name_or_path) or OWN.get(str(name_or_path)):
         return folder
     name = str(name_or_path)
     if vicuna := re.fullmatch(r"(?:paddlemix/llava|lmsys)/(vicuna-.*)", name):

@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageChops
 
 from paddle_llava.cli import main
 from paddle_llava.demo import demo
+from paddle_llava.demo.demo import QUESTIONS
+from paddle_llava.demo.document import BUS_BOX
+from paddle_llava.demo.scoring import find_mentions
 from paddle_llava.generation.sampling import SamplingParams
+from paddle_llava.processing.boxes import box_iou, find_boxes, to_padded_frame
 from terminal import Terminal
 
 ROOT = Path(__file__).parents[2]
@@ -18,26 +23,35 @@ LLAVA = Path(sys.executable).with_name("llava")
 DOOR = ROOT / "examples" / "llava" / "run_predict_multiround.py"
 
 
-def test_the_demo_without_a_terminal() -> None:
-    done = subprocess.run([LLAVA, "demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+def test_the_demo_without_a_terminal(tmp_path: Path) -> None:
+    """The document's dialogue in both languages: what is there is named, the bus is found, and framed in a picture."""
+    done = subprocess.run(
+        [LLAVA, "demo"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
     assert done.returncode == 0
-    lines = done.stdout.splitlines()
-    assert lines[0] == "USER: 描述这张照片"
-    assert lines[1].startswith("ASSISTANT: ")
-    assert "USER: 给出公交车位置的坐标" in lines
+    asked, answers = done.stdout.splitlines()[::2], done.stdout.splitlines()[1::2]
+    assert asked == [f"USER: {question}" for question in QUESTIONS]
+    described, found, described_too, found_too = (answer.removeprefix("ASSISTANT: ") for answer in answers)
+    assert find_mentions(described, "zh")["bus", "red"] == find_mentions(described_too, "en")["bus", "red"] == 1
+    for answer in (found, found_too):
+        assert box_iou(find_boxes(answer)[0], BUS_BOX) > 0.8
     notes = done.stderr.splitlines()
     assert all(note.startswith("llava: note: ") for note in notes)
-    assert "the words mean nothing yet" in notes[0]
     assert "tokens/s" in notes[-1]
+    with Image.open(tmp_path / "street.png") as street, Image.open(tmp_path / "street-boxes.png") as drawn:
+        differ = ImageChops.difference(street.convert("RGB"), drawn.convert("RGB")).getbbox()
+        assert differ is not None
+        box = to_padded_frame(differ, *street.size)
+    assert box_iou(box, BUS_BOX) > 0.7
 
 
-def test_the_demo_goes_on_with_a_person() -> None:
+def test_the_demo_goes_on_with_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with Terminal(LLAVA, "demo") as terminal:
-        terminal.wait_for("the words mean nothing yet")
         terminal.wait_for("描述这张照片")
         terminal.wait_for("your turn")
         terminal.wait_for("USER: ")
-        terminal.type("what is on the water?\n")
+        terminal.type("what colour is the bus?\n")
         terminal.wait_for("ASSISTANT: ")
         terminal.wait_for("USER: ")
         terminal.type("/exit\n")
@@ -51,9 +65,9 @@ def test_the_demo_with_a_model_and_a_picture(
     monkeypatch.setattr(demo, "PARAMS", SamplingParams(max_new_tokens=3))
     assert main(["demo", "--model-path", str(demo_checkpoint), "--image-file", flower]) == 0
     captured = capsys.readouterr()
-    assert captured.out.count("ASSISTANT: ") == 2
+    assert captured.out.count("ASSISTANT: ") == len(QUESTIONS)
     assert "flower.jpg" in captured.err
-    assert "mean nothing" not in captured.err
+    assert "drawn streets only" not in captured.err
 
 
 def test_the_documents_command(demo_checkpoint: Path, photo: Path) -> None:

@@ -18,7 +18,7 @@ def demo(
     model_path: Annotated[str | None, typer.Option(metavar="NAME|FOLDER", help="Another model.")] = None,
     debug: Debug = False,
 ) -> int:
-    """Chat about a photograph, with random weights unless a model is given."""
+    """Chat about a drawn street with the small model that comes with the package, or with another one."""
     if context.invoked_subcommand:
         return 0
     from paddle_llava.demo.demo import run_demo

@@ -1,44 +1,42 @@
-"""`llava demo`: a short dialogue about a photograph, and then the person's turn."""
+"""`llava demo`: the small trained model that comes with the package, a short dialogue, and then the person's turn."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
-from paddle_llava.chat import Chat, decode_rate, is_interactive, open_picture, open_session
+from paddle_llava.chat import Chat, Picture, decode_rate, is_interactive, open_picture, open_session
 from paddle_llava.console import note
+from paddle_llava.demo.document import document_scene
+from paddle_llava.errors import LlavaError
 from paddle_llava.generation.sampling import SamplingParams
 
-if TYPE_CHECKING:
-    from paddle_llava.generation.session import ChatSession
-
-PHOTO = Path(__file__).parent / "photos" / "china.jpg"
-QUESTIONS = ("描述这张照片", "给出公交车位置的坐标")
+MODEL = "street"
+QUESTIONS = ("描述这张照片", "给出公交车位置的坐标", "Describe this picture.", "Give the coordinates of the bus.")
+STREET_PNG, BOX_PNG = Path("street.png"), Path("street-boxes.png")
 PARAMS = SamplingParams()
-RANDOM_PARAMS = SamplingParams(max_new_tokens=24)  # enough of words that mean nothing
 
 
 def run_demo(image_file: str | None = None, model_path: str | None = None, *, debug: bool = False) -> int:
-    """Ask about `image_file` (default: a photograph of a lake), then go on if a person is there. Returns 0.
+    """Ask `QUESTIONS` about `image_file` (default: a street, drawn and kept in `STREET_PNG`), and draw the boxes of the
+    answers to `BOX_PNG`; then go on if a person is there. Returns 0. Raises `LlavaError`.
 
-    Without `model_path` the model is small and random, built on the spot. Raises `LlavaError`.
+    Without a `model_path` it is the street model, which knows drawn streets only.
     """
-    picture = open_picture(image_file or str(PHOTO))
-    if model_path is None:
-        note("no trained model comes with this version: the weights are random, so the words mean nothing yet")
-        session = _random_session()
-    else:
-        session = open_session(model_path, PARAMS)
-    chat = Chat(session, [picture], model=model_path or "random weights", with_roles=True, debug=debug)
+    picture = open_picture(image_file) if image_file else _street()
+    if image_file and not model_path:
+        note("the model that comes with the package knows drawn streets only; MODEL=NAME brings a real one")
+    session = open_session(model_path or MODEL, PARAMS)
+    chat = Chat(session, [picture], model=model_path or MODEL, with_roles=True, debug=debug)
     note(f"a dialogue about {Path(picture.name).name} ({picture.image.width}x{picture.image.height} pixels)")
     for question in QUESTIONS:
         print(f"{chat.asks}{question}")
         chat.ask(question)
+        if chat.boxes():
+            chat.draw_boxes(BOX_PNG)
     first, *_, last = chat.turns
     note(
         f"the first word came after {first.first_token_seconds:.2f} s with the picture, after "
-        f"{last.first_token_seconds:.2f} s in the next turn; {decode_rate(chat.turns):.0f} tokens/s"
+        f"{last.first_token_seconds:.2f} s in the last turn; {decode_rate(chat.turns):.0f} tokens/s"
     )
     if not is_interactive():
         return 0
@@ -46,9 +44,10 @@ def run_demo(image_file: str | None = None, model_path: str | None = None, *, de
     return chat.at_terminal()
 
 
-def _random_session() -> ChatSession:
-    from paddle_llava.demo.checkpoint import build
-
-    with TemporaryDirectory(prefix="paddle-llava-") as folder:
-        build(Path(folder))
-        return open_session(folder, RANDOM_PARAMS)
+def _street() -> Picture:
+    image = document_scene().image
+    try:
+        image.save(STREET_PNG)
+    except OSError as error:
+        raise LlavaError(f"{str(STREET_PNG)!r} cannot be written ({error}); change to a folder of yours") from None
+    return Picture(str(STREET_PNG), image)
