@@ -65,7 +65,6 @@ QUICK = Amount(
 )
 EYE = {"batch_size": 16, "learning_rate": 1e-3}
 TONGUE = {"batch_size": 8, "learning_rate": 1e-3}
-ALIGNMENT = {"batch_size": 16, "learning_rate": 2e-3}
 
 
 def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amount | None = None) -> Path:
@@ -80,8 +79,10 @@ def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amoun
         say("eye and tongue learn, each by itself, on half of the processor")
         learn_apart(output_dir, amount)
         say("the projector learns to tell the tongue what the eye sees")
-        parts = (output_dir / name for name in ("eye", "tongue", "base", "alignment"))
-        if not join(*parts, own, steps=amount.alignment_steps, say=say, **ALIGNMENT):
+        eye, tongue, base, folder = (output_dir / name for name in ("eye", "tongue", "base", "alignment"))
+        if not join(
+            eye, tongue, base, folder, own, steps=amount.alignment_steps, batch_size=16, learning_rate=2e-3, say=say
+        ):
             raise LlavaError(f"{output_dir}: the alignment stopped before the end; run the command again")
     say(f"{amount.pictures:,} pictures for the recipe")
     write_dataset(data, amount.pictures)
