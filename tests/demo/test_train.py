@@ -21,10 +21,10 @@ from paddle_llava.demo.descriptions import caption, description, mentions, padde
 from paddle_llava.demo.dialogues import dialogue
 from paddle_llava.demo.evaluate import Answered, ask_all, figures, lines
 from paddle_llava.demo.eye import Eye, Pictures
-from paddle_llava.demo.guidance import SINK, focuses_of_question, focuses_of_text
+from paddle_llava.demo.guidance import SINK, Focus, focuses_of_question, focuses_of_text
 from paddle_llava.demo.kinds import KINDS
 from paddle_llava.demo.model import TEMPLATE, build_tokenizer, write_untrained
-from paddle_llava.demo.naming import LANGUAGES
+from paddle_llava.demo.naming import LANGUAGES, Language
 from paddle_llava.demo.scenes import draw_scene
 from paddle_llava.demo.shared_picture import Row, lay_out
 from paddle_llava.demo.tongue import TELLING, Questions, Tongue, captioned, encoded
@@ -151,33 +151,60 @@ def test_a_row_s_questions_do_not_see_each_other(
     assert np.abs(together.numpy() - np.concatenate(alone)).max() < 1e-4
 
 
+def as_pieces(text: str) -> list[str]:
+    """Single letters: tokens by which places in a text can be told."""
+    return list(text)
+
+
 @pytest.mark.parametrize("seed", range(6))
-def test_heads_are_told_to_look_at_what_is_asked_for(seed: int, processor: LlavaProcessor) -> None:
-    """The cells that a token should look at are those of the object that its question, or the text there, means."""
+def test_heads_are_told_to_look_at_what_is_asked_for(seed: int) -> None:
+    """A name's last token, and those that answer, should look at the cells of the object that is meant."""
     scene = draw_scene(seed, size=96)
     cells = cells_of(scene, 8)
-    owner = [scene.objects[number - 1] if number else None for number in cells.owner]
-    tokens = np.arange(10, 13)
-    for turn in dialogue(scene, seed, "en", turns=20):
-        if turn.sort in ("count", "exists"):
-            (focus,) = focuses_of_question(turn.sort, turn.objects, cells.owner, cells.anchor, 5, tokens)
-            assert focus.weights.sum() == pytest.approx(1)
-            counted = focus.weights[5:] / focus.weights[0] * SINK
-            assert counted.sum() == pytest.approx(len(turn.objects))
-            if turn.kind == "count":
-                assert turn.answer == str(len(turn.objects))
-        elif turn.kind in ("box", "at_box", "what", "colour"):
-            for focus in focuses_of_question(turn.sort, turn.objects, cells.owner, cells.anchor, 5, tokens):
-                assert {owner[cell - 5] for cell in np.flatnonzero(focus.weights)} == {scene.objects[turn.objects[0]]}
+    objects = [None, *scene.objects]
+
+    def seen(focus: Focus) -> set[object]:
+        assert focus.weights.sum() == pytest.approx(1)
+        return {objects[cells.owner[cell - 5]] for cell in np.flatnonzero(focus.weights[5:]) + 5}
+
     for language in LANGUAGES:
-        for form, make in (("describe", description), ("caption", caption), ("list", scene_as_text)):
-            text = make(scene, language)
-            named = mentions(scene, language, form)[:1]
-            starts = [text.lower().index(name.lower()) for name, _ in named]
-            for focus in focuses_of_text(named, text, starts, cells.owner, 5, tokens[: len(named)]):
-                seen = {owner[cell - 5] for cell in np.flatnonzero(focus.weights)}
-                assert seen <= {scene.objects[number] for number in named[0][1]}
-                assert seen
+        for turn in dialogue(scene, seed, language, turns=20):
+            if turn.kind == "describe":
+                continue
+            pieces = as_pieces(f"{turn.question} {turn.answer}")
+            answer = np.array([len(turn.question), len(turn.question) + 1])
+            focuses = list(focuses_of_question(turn, pieces, cells.owner, cells.anchor, 5, answer))
+            if turn.sort in ("count", "exists"):
+                assert [focus.token for focus in focuses[1:]] == [answer[0]]
+                for focus in focuses:
+                    assert seen(focus) == {scene.objects[number] for number in turn.objects}
+                    assert (focus.weights[5:] / focus.weights[0] * SINK).sum() == pytest.approx(len(turn.objects))
+            elif turn.objects:
+                named = {
+                    turn.question.lower().index(name.lower()) + len(name) - 1: number
+                    for name, number in zip(turn.names, turn.objects, strict=True)
+                }
+                for focus in focuses:
+                    assert seen(focus) == {scene.objects[named.get(focus.token, turn.objects[0])]}
+                assert {*named, *answer} >= {focus.token for focus in focuses}
+            else:
+                assert turn.kind in ("place", "time")
+                assert not focuses
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_is_told_next_is_looked_at(language: Language) -> None:
+    scene = draw_scene(3, size=96)
+    cells = cells_of(scene, 8)
+    for form, make in (("describe", description), ("caption", caption), ("list", scene_as_text)):
+        text, named = make(scene, language), mentions(scene, language, form)
+        assert len(named) > 1
+        focuses = list(focuses_of_text(named, as_pieces(text), cells.owner, 5, np.arange(len(text) - 1)))
+        told = {text.lower().index(name.lower()) + len(name) - 1: set(numbers) for name, numbers in named}
+        for focus in focuses:
+            numbers = {int(cells.owner[cell - 5]) - 1 for cell in np.flatnonzero(focus.weights)}
+            if focus.token + 1 in told:
+                assert numbers == told[focus.token + 1]
 
 
 def test_words_of_a_concept_begin_alike(model: LlavaForConditionalGeneration) -> None:

@@ -35,6 +35,8 @@ from paddle_llava.demo.view import Reference, View
 NEW_WORDINGS = 0.1
 _HINTED = 0.1
 _MIXED_LANGUAGES = 0.2
+# The parts of a wording that mean something of the scene, where they are not `it` and `other`.
+_NAMED_BY = {"count": ("many",), "exists": ("a",), "what": ("colour",), "at_box": ("box",)}
 
 # What is asked, how often, and how it is made.
 KINDS_OF_QUESTION: dict[str, tuple[float, Callable[[View, Random], Question | None]]] = {
@@ -56,6 +58,8 @@ KINDS_OF_QUESTION: dict[str, tuple[float, Callable[[View, Random], Question | No
 class Turn:
     """A question about a scene and the right answer.
 
+    `names` are the words in the question that mean something of the scene, in the order of `objects`; where these are
+    counted, one name means all.
     `kind` is a key of `KINDS_OF_QUESTION`, `sort` the question's among its kind, a key of `PHRASES`; `objects` are the
     numbers, in `scene.objects`, of what it is about (for a description: what it must name). `new_wording` marks a
     phrasing that is kept out of training. `present` is (kind, colour) of every object in the scene, for judging
@@ -70,6 +74,7 @@ class Turn:
     sort: str = ""
     new_wording: bool = False
     present: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    names: tuple[str, ...] = ()
 
 
 def dialogue(
@@ -134,21 +139,22 @@ def _put(question: Question, kind: str, view: View, language: Language, split: S
     new = split == "heldout" and rng.random() < NEW_WORDINGS
     template = rng.choice(phrasings.heldout if new else phrasings.train)
     it = question.it
-    text = template.format(
-        it=_definite(it, language),
-        other=_definite(question.other, language),
-        a=_indefinite(it, language),
-        many=plural(it.kind, language, it.colour) if it else "",
-        measure=measure(it.kind) if it else "",
-        colour=colour_word(question.colour, language) if question.colour else "",
-        relation=RELATIONS[language][question.relation] if question.relation else "",
-        box=question.box,
-    )
+    words = {
+        "it": _definite(it, language),
+        "other": _definite(question.other, language),
+        "a": _indefinite(it, language),
+        "many": plural(it.kind, language, it.colour) if it else "",
+        "colour": colour_word(question.colour, language) if question.colour else "",
+        "box": question.box or "",
+    }
+    relation = RELATIONS[language][question.relation] if question.relation else ""
+    text = template.format(**words, measure=measure(it.kind) if it else "", relation=relation)
+    names = tuple(words[part] for part in _NAMED_BY.get(question.sort, ("it", "other")) if words[part])
     if rng.random() < _HINTED and kind not in ("describe", "box", "at_box"):
         text = f"{text}\n{SHORT_ANSWER[language]}"
     answer = _answer(question, view.scene, language)
     if kind != "describe":
-        return Turn(text, answer, kind, question.objects, language, question.sort, new)
+        return Turn(text, answer, kind, question.objects, language, question.sort, new, names=names)
     present = tuple((thing.kind, thing.colour) for thing in view.things)
     return Turn(text, answer, kind, tuple(large_objects(view.scene)), language, question.sort, new, present)
 

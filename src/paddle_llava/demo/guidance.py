@@ -14,7 +14,9 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-FIRST, SECOND, COUNTED = 0, 1, 2  # heads
+from paddle_llava.demo.dialogues import Turn
+
+LOOKED_UP, COUNTED = 0, 2  # heads
 GUIDED_LAYERS = (1, 2)
 SINK = 4.0  # objects that the row's first token stands for, so that attention to n objects tells n
 
@@ -28,42 +30,59 @@ class Focus(NamedTuple):
 
 
 def focuses_of_question(
-    sort: str, objects: Sequence[int], owner: np.ndarray, anchor: np.ndarray, first_cell: int, tokens: np.ndarray
+    turn: Turn, pieces: Sequence[str], owner: np.ndarray, anchor: np.ndarray, first_cell: int, answer: np.ndarray
 ) -> Iterator[Focus]:
-    """For a question of `sort` about `objects`; `owner` and `anchor` of the cells, the first of which is the row's
-    `first_cell`; `tokens` are those that predict the answer's, what closes it left out."""
-    if sort in ("count", "exists"):
+    """Where the question names something, and where it is answered.
+
+    `pieces` are the texts of its tokens, of which `answer` predict the answer, what closes it left out; `owner` and
+    `anchor` are of the cells, the first of which is the row's `first_cell`.
+    """
+    if turn.sort in ("count", "exists"):
         beginning = np.zeros(first_cell, np.float32)
         beginning[0] = SINK
-        counted = np.isin(owner - 1, objects) & (anchor > 0)
+        counted = np.isin(owner - 1, turn.objects) & (anchor > 0)
         shares = np.concatenate([beginning, counted.astype(np.float32)])
-        yield Focus(int(tokens[0]), COUNTED, shares / shares.sum())
+        for token in (*_last_tokens(turn.names, pieces), answer[0]):
+            yield Focus(int(token), COUNTED, shares / shares.sum())
         return
-    for head, number in zip((FIRST, SECOND), objects, strict=False):
-        weights = _uniform(owner == number + 1, first_cell)
+    looked_up = [_uniform(owner == number + 1, first_cell) for number in turn.objects]
+    for token, weights in zip(_last_tokens(turn.names, pieces), looked_up, strict=False):
         if weights is not None:
-            yield from (Focus(int(token), head, weights) for token in tokens)
+            yield Focus(token, LOOKED_UP, weights)
+    if looked_up and looked_up[0] is not None:
+        yield from (Focus(int(token), LOOKED_UP, looked_up[0]) for token in answer)
 
 
 def focuses_of_text(
     mentions: Sequence[tuple[str, Sequence[int]]],
-    text: str,
-    token_starts: Sequence[int],
+    pieces: Sequence[str],
     owner: np.ndarray,
     first_cell: int,
     tokens: np.ndarray,
 ) -> Iterator[Focus]:
-    """For a text that names things one after another; `token_starts` is where each of `tokens`' targets begins."""
-    lowered, end, ends = text.lower(), 0, []
-    for name, _ in mentions:
-        end = lowered.index(name.lower(), end) + len(name)
-        ends.append(end)
-    for token, start in zip(tokens, token_starts, strict=True):
-        number = int(np.searchsorted(ends, start, side="right"))
-        if number < len(mentions):
+    """For a text that names things one after another: each token before the end of a name is about what it names.
+
+    `tokens` predict the text's, which are the `pieces` after them.
+    """
+    ends = _last_tokens([name for name, _ in mentions], pieces)
+    for token in tokens:
+        number = int(np.searchsorted(ends, token + 1))
+        if number < len(ends):
             weights = _uniform(np.isin(owner - 1, mentions[number][1]), first_cell)
             if weights is not None:
-                yield Focus(int(token), FIRST, weights)
+                yield Focus(int(token), LOOKED_UP, weights)
+
+
+def _last_tokens(names: Sequence[str], pieces: Sequence[str]) -> list[int]:
+    """The last token of each of `names`; they need not stand in this order, but like ones do."""
+    text, ends = "".join(pieces).lower(), np.cumsum([len(piece) for piece in pieces])
+    found: list[int] = []
+    after: dict[str, int] = {}
+    for name in names:
+        start = text.index(name.lower(), after.get(name, 0))
+        after[name] = start + len(name)
+        found.append(int(np.searchsorted(ends, start + len(name))))
+    return found
 
 
 def lay_out_focuses(focuses: Sequence[tuple[int, int, Focus]], shape: tuple[int, int, int, int]) -> dict[str, Any]:

@@ -60,13 +60,11 @@ _ASKED = tuple(kind for kind in KINDS_OF_QUESTION if kind != "describe")
 
 
 class Told(NamedTuple):
-    """A question with its answer, or a text, of a `kind`; `sort` and `objects` as in `Turn`."""
+    """A question with its answer, or a text of the form `kind`, in which `mentions` are named."""
 
     kind: str
-    sort: str
-    objects: tuple[int, ...]
-    answer: str
-    language: Language
+    turn: Turn | None
+    mentions: list[tuple[str, tuple[int, ...]]]
     sample: EncodedSample
 
 
@@ -79,6 +77,9 @@ class Questions:
         """`steps` are those of the whole run, over which questions grow hard; without it they are hard at once."""
         self.processor, self.batch_size, self.split, self.seed = processor, batch_size, split, seed
         self.steps = steps
+        tokenizer = build_tokenizer()
+        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        self.pieces = [text.replace("▁", " ") for text, _ in vocabulary]
 
     def batch(self, step: int) -> dict[str, Any]:
         """What `shared_picture.lay_out` and `guidance.lay_out_focuses` give, and:
@@ -126,18 +127,19 @@ class Questions:
 
     def _asked(self, scene: Scene, seed: int, looking_up: bool) -> list[Told]:
         turns = dialogue(scene, seed, turns=TURNS, kinds=LOOKED_UP if looking_up else _ASKED)
-        return [self._told(turn) for turn in turns]
+        return [self._told(turn, scene) for turn in turns]
 
     def _text(self, scene: Scene, seed: int) -> list[Told]:
         rng = Random(seed)
         if rng.random() < 0.5:
-            return [self._told(turn) for turn in dialogue(scene, seed, turns=1, kinds=("describe",))]
+            return [self._told(turn, scene) for turn in dialogue(scene, seed, turns=1, kinds=("describe",))]
         form, text, language = captioned(scene, rng)
-        return [Told(form, form, (), text, language, encoded("", text, TEMPLATES["plain"], self.processor))]
+        sample = encoded("", text, TEMPLATES["plain"], self.processor)
+        return [Told(form, None, mentions(scene, language, form), sample)]
 
-    def _told(self, turn: Turn) -> Told:
-        sample = encoded(turn.question, turn.answer, _BRIEF, self.processor)
-        return Told(turn.kind, turn.sort, turn.objects, turn.answer, turn.language, sample)
+    def _told(self, turn: Turn, scene: Scene) -> Told:
+        named = mentions(scene, turn.language, turn.kind) if turn.kind == "describe" else []
+        return Told(turn.kind, turn, named, encoded(turn.question, turn.answer, _BRIEF, self.processor))
 
     def _row(self, samples: list[EncodedSample], cells: int) -> Row:
         """Ids of what all samples begin with, the picture included; of each the ids and labels that follow."""
@@ -149,17 +151,13 @@ class Questions:
 
     def _focuses(self, told: Told, scene: Scene, cells: Cells, row: Row, number: int) -> Iterator[Focus]:
         ids, labels = row.parts[number]
+        pieces = [self.pieces[number] for number in ids]
         tokens = np.flatnonzero(labels[1:] != IGNORED)[:-1]
         first_cell = len(row.shared) - len(cells.kind)
-        if told.kind in ("describe", "caption", "list"):
-            tokenizer = self.processor.tokenizer
-            starts = [len(tokenizer.decode(ids[tokens[0] + 1 : token + 1].tolist())) for token in tokens]
-            skipped = 0 if told.kind == "describe" else len(told.answer) - len(tokenizer.decode(ids.tolist()).strip())
-            named = mentions(scene, told.language, told.kind)
-            starts = [start + skipped for start in starts]
-            yield from focuses_of_text(named, told.answer, starts, cells.owner, first_cell, tokens)
+        if told.turn and told.kind != "describe":
+            yield from focuses_of_question(told.turn, pieces, cells.owner, cells.anchor, first_cell, tokens)
         else:
-            yield from focuses_of_question(told.sort, told.objects, cells.owner, cells.anchor, first_cell, tokens)
+            yield from focuses_of_text(told.mentions, pieces, cells.owner, first_cell, tokens)
 
 
 class Tongue(nn.Layer):

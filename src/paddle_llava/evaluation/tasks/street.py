@@ -52,12 +52,14 @@ def _number_of_pictures(data: Data) -> int:
 
 def _as_lists(turn: dict[str, Any]) -> dict[str, Any]:
     """As JSON has it, to be equal to what is read back."""
-    return {**turn, "objects": list(turn["objects"]), "present": [list(pair) for pair in turn["present"]]}
+    present = [list(pair) for pair in turn["present"]]
+    return {**turn, "objects": list(turn["objects"]), "names": list(turn["names"]), "present": present}
 
 
 def _turn(meta: dict[str, Any]) -> Turn:
     own = {key: value for key, value in meta.items() if key in Turn.__dataclass_fields__}
-    return Turn(**{**own, "objects": tuple(own["objects"]), "present": tuple((a, b) for a, b in own["present"])})
+    present = tuple((a, b) for a, b in own["present"])
+    return Turn(**{**own, "objects": tuple(own["objects"]), "names": tuple(own["names"]), "present": present})
 
 
 def score(predictions: Sequence[Prediction]) -> Scores:
