@@ -32,7 +32,7 @@ $(VENV)/.parity: $(VENV)/.test
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(PADDLE),parity]'
 	@touch $@
 
-chat: $(BIN)/llava ## chat about a photograph (PHOTO=..., MODEL=...)
+chat: $(BIN)/llava ## chat with the small model that comes along (PHOTO=..., MODEL=...)
 	@$(BIN)/llava demo $(if $(MODEL),--model-path $(MODEL)) $(if $(PHOTO),--image-file $(PHOTO))
 
 test: $(VENV)/.test ## run the tests

@@ -146,7 +146,7 @@ def test_llava_commands_are_understood(page: Path, arguments: list[str]) -> None
     """By the very parser; a usage error is raised where a command or flag is not there or lacks its value."""
     group: Any = typer.main.get_command(app)
     context = group.context_class(group, info_name="llava", **group.context_settings)
-    while hasattr(group, "commands"):
+    while hasattr(group, "commands") and (arguments or not group.invoke_without_command):
         name, *arguments = arguments
         group = group.commands[name]
         context = group.make_context(name, list(arguments), parent=context)
