@@ -117,8 +117,8 @@ def _loaded(build: Callable[[], Module], tensors: TensorSource, prefix: str = ""
 
 
 class _Watch:
-    """Sees what enters the Linear layers of a site, each token's row scaled to a mean square of 1: the first token of
-    a text and a few like it are hundreds of times as large as the others, and would speak for all of them."""
+    """Sees what enters the Linear layers of a site. Tokens with large inputs, such as a text's first, count for more:
+    scaling all to one size made answers worse (measured on a 135 M LLaMA: 0.45 against 0.34 nats of divergence)."""
 
     def __init__(self, layer: LlamaLayer, site: Site) -> None:
         self.site = site
@@ -129,7 +129,6 @@ class _Watch:
 
     def _see(self, _: nn.Layer, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].flatten(0, -2).numpy()
-        rows = rows / np.sqrt(np.square(rows).mean(axis=1, keepdims=True) + TINY)
         self._squares = self._squares + np.einsum("ri,ri->i", rows, rows)
         self._magnitudes = self._magnitudes + np.abs(rows).sum(axis=0)
         self._length += len(rows)

@@ -15,7 +15,7 @@ from paddle_llava.checkpoints.write import TensorSource
 class Calibration:
     """By the names of modules: `factors` float32 [in], with which the channels of a Linear's weight are multiplied;
     `divisors` float32 [out], by which what a norm or a Linear gives is divided; `importance` float32 [in], the mean
-    squares of a Linear's divided input, every token's weighing the same."""
+    squares of a Linear's divided input."""
 
     factors: dict[str, np.ndarray] = field(default_factory=dict)
     divisors: dict[str, np.ndarray] = field(default_factory=dict)
