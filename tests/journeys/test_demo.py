@@ -32,7 +32,8 @@ def test_the_demo_without_a_terminal(tmp_path: Path) -> None:
     asked, answers = done.stdout.splitlines()[::2], done.stdout.splitlines()[1::2]
     assert asked == [f"USER: {question}" for question in QUESTIONS]
     described, found, described_too, found_too = (answer.removeprefix("ASSISTANT: ") for answer in answers)
-    assert find_mentions(described, "zh")["bus", "red"] and find_mentions(described_too, "en")["bus", "red"]
+    assert find_mentions(described, "zh")["bus", "red"]
+    assert find_mentions(described_too, "en")["bus", "red"]
     for answer in (found, found_too):
         assert box_iou(find_boxes(answer)[0], BUS_BOX) > 0.8
     notes = done.stderr.splitlines()
