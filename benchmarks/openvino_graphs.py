@@ -16,6 +16,8 @@ from paddle_llava.engines.openvino.quantize import Quantized
 from paddle_llava.json_file import write_json
 from random_checkpoint import RandomSource, random_config, save_companions
 
+RANDOM = np.random.default_rng(0)  # one for all matrices: of equal ones, only one would be written
+
 
 class OpenVINOBuilder:
     """A process of its own, so that making graphs counts in nobody's memory."""
@@ -41,8 +43,7 @@ class OpenVINOBuilder:
 def _drawn(weight: np.ndarray, bits: int, group_size: int | None, importance: np.ndarray | None = None) -> Quantized:
     rows, columns = weight.shape
     groups = columns // (group_size or columns)
-    random = np.random.default_rng(rows)
-    codes = np.frombuffer(random.bytes(rows * columns), np.uint8).reshape(rows, columns)
+    codes = np.frombuffer(RANDOM.bytes(rows * columns), np.uint8).reshape(rows, columns)
     if bits == 8:
         return Quantized(codes.view(np.int8), np.full((rows, groups), 0.02 / 74, np.float16), None, 8)
     scale, zero = np.full((rows, groups), 0.02 / 4.6, np.float16), np.full((rows, groups), 8, np.uint8)
