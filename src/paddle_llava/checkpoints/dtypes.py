@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from paddle_llava.checkpoints.memory import empty
 from paddle_llava.errors import LlavaError
 
 FLOATS: dict[str, np.dtype] = {
@@ -31,7 +32,7 @@ def to_dtype(array: np.ndarray, source_dtype: str, target_dtype: str, where: str
             raise LlavaError(f"{where}: dtype {name!r} is not supported; use one of {', '.join(FLOATS)}")
     if source_dtype == target_dtype and array.flags.c_contiguous:
         return array
-    result = np.empty(array.shape, FLOATS[target_dtype])
+    result = empty(array.shape, FLOATS[target_dtype])
     for values, place in _pieces(array, result):
         place[...] = _cast(values, source_dtype, target_dtype, where)
     return result

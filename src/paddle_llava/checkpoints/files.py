@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from paddle_llava.checkpoints.memory import empty
 from paddle_llava.errors import LlavaError
 
 MAX_DIMENSIONS = 8
@@ -50,7 +51,7 @@ class RawFile:
         for side in shape:
             length *= side
         self._check(offset, length)
-        array = np.empty(shape, dtype)
+        array = empty(shape, dtype)
         if length:
             with self._lock:
                 self._file.seek(offset)
