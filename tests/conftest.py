@@ -54,9 +54,12 @@ def demo_session(demo_checkpoint: Path) -> ChatSession:
     return open_session(str(demo_checkpoint), SamplingParams(max_new_tokens=6))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium without a window; no name but this machine's own leads anywhere."""
+    """Chromium without a window; no name but this machine's own leads anywhere.
+
+    Not for the whole session: until it is closed, Playwright keeps an event loop running in the tests' thread.
+    """
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:

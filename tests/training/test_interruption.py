@@ -165,7 +165,7 @@ def run(tmp_path: Path, demo_checkpoint: Path) -> Runner:
 # Where and in which of its calls the key is pressed; then what is said, and the checkpoints that are left.
 AGAIN = "run the same command again"
 MOMENTS: dict[str, tuple[object, str, int, str, list[int]]] = {
-    "before a step": (step, "_loss", 1, f"after step 0; nothing was saved yet; {AGAIN}", []),
+    "before a step": (step.Stepper, "_loss", 1, f"after step 0; nothing was saved yet; {AGAIN}", []),
     "in a step": (step, "_norm", 4, f"after step 3; {AGAIN} to go on after step 2", [2]),
     "between steps": (TrainingLog, "step", 3, f"after step 3; {AGAIN} to go on after step 2", [2]),
     "in an evaluation": (recipe, "evaluate", 1, f"after step 2; nothing was saved yet; {AGAIN}", []),
@@ -213,15 +213,15 @@ def test_at_every_moment_of_a_run(moment: str, run: Runner, monkeypatch: pytest.
 
 def test_in_a_call_from_outside_of_python(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """From which Paddle lets no `KeyboardInterrupt` through."""
-    right = step._loss
+    right = step.Stepper._loss
 
-    def loss(model: Any, batch: Any) -> paddle.Tensor:
-        value = right(model, batch)
+    def loss(stepper: Any, batch: Any) -> paddle.Tensor:
+        value = right(stepper, batch)
         value.register_hook(lambda gradient: interrupt())
         return value
 
     with monkeypatch.context() as patch:
-        patch.setattr(step, "_loss", loss)
+        patch.setattr(step.Stepper, "_loss", loss)
         with pytest.raises(KeyboardInterrupt):
             run("run", **STEPS)
     assert run.heard("interrupted after step 0")

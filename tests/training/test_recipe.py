@@ -175,15 +175,15 @@ Spoil = Callable[[str, Callable[[paddle.Tensor], paddle.Tensor]], None]
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spoil]:
     """`spoil(record, change)`: the loss of a batch with `record` goes through `change`."""
-    right = step._loss
+    right = step.Stepper._loss
 
     def spoil(record: str, change: Callable[[paddle.Tensor], paddle.Tensor]) -> None:
-        def loss(model: Any, batch: Any) -> paddle.Tensor:
+        def loss(stepper: Any, batch: Any) -> paddle.Tensor:
             names = [name for row in batch["records"] for name in row]
-            value = right(model, batch)
+            value = right(stepper, batch)
             return change(value) if any(name.endswith(record) for name in names) else value
 
-        monkeypatch.setattr(step, "_loss", loss)
+        monkeypatch.setattr(step.Stepper, "_loss", loss)
 
     return spoil  # type: ignore[return-value]
 
@@ -220,13 +220,14 @@ def test_a_skipped_batch_leaves_the_step_to_the_others(run: Runner, spoil: Spoil
 
 
 def test_a_model_that_has_diverged_is_not_trained_on(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = step._loss
+    right = step.Stepper._loss
 
-    def ruin(model: Any, batch: Any) -> paddle.Tensor:
-        model.lm_head.weight.set_value(model.lm_head.weight * float("nan"))
-        return right(model, batch)
+    def ruin(stepper: Any, batch: Any) -> paddle.Tensor:
+        head = stepper.model.lm_head.weight
+        head.set_value(head * float("nan"))
+        return right(stepper, batch)
 
-    monkeypatch.setattr(step, "_loss", ruin)
+    monkeypatch.setattr(step.Stepper, "_loss", ruin)
     with pytest.raises(LlavaError, match="diverged"):
         run("run", max_steps=2, on_bad_sample="skip")
 

@@ -83,17 +83,17 @@ def test_the_scale_goes_on(
 ) -> None:
     """After an overflow in the first step, which lowers it."""
     run = Runner(tmp_path, demo_checkpoint, write_records(tmp_path, 4))
-    right, calls = step._loss, 0
+    right, calls = step.Stepper._loss, 0
 
-    def overflow(model: Any, batch: Any) -> paddle.Tensor:
+    def overflow(stepper: Any, batch: Any) -> paddle.Tensor:
         nonlocal calls
         calls += 1
-        value = right(model, batch)
+        value = right(stepper, batch)
         return value + paddle.sqrt(value - value) if calls == 1 else value
 
     steps = {"fp16": True, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "max_length": 256}
     with monkeypatch.context() as patch:
-        patch.setattr(step, "_loss", overflow)
+        patch.setattr(step.Stepper, "_loss", overflow)
         whole = run("whole", **steps)
     assert _scaler(whole / "checkpoint-2") == {"scale": 2.0**14, "incr_count": 1, "decr_count": 0}
     assert _scaler(whole / "checkpoint-4") == {"scale": 2.0**14, "incr_count": 3, "decr_count": 0}
