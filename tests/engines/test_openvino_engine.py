@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -246,3 +248,30 @@ def test_other_shapes_answer_as_paddle_does(title: str) -> None:
     for token in (3, 4):
         tokens = np.array([token, token + 5])
         assert np.abs(ours.decode(tokens) - paddles.decode(tokens)).max() < 1e-4
+
+
+COME_AND_GO = """
+import gc, signal, sys
+from paddle_llava.engines.openvino.formats import Formats
+from paddle_llava.engines.openvino.graphs import engine_in_memory
+from paddle_llava.pretrained import find_pretrained
+
+pretrained = find_pretrained(sys.argv[1])
+with pretrained.open_weights() as tensors:
+    engines = [engine_in_memory(pretrained.config, tensors, Formats("f32", 32)) for _ in range(3)]
+while engines:
+    engines.pop(0)
+    gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_ctrl_c_is_heard_after_engines_came_and_went() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COME_AND_GO, FIXTURES / "v1_5"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

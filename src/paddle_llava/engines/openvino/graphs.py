@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,17 @@ def _check_whole(path: Path) -> None:
         raise LlavaError(f"{path}: truncated or damaged; export again")
 
 
+@cache
+def _core() -> Core:
+    """One for the whole process, never let go: the CPU plug-in of each gives the thread a stack for its signal handlers
+    (`sigaltstack`), and when several come and go the thread is left with one that is no more, and dies of Ctrl-C."""
+    return Core()
+
+
 def _compiled(
     config: LlavaConfig, sources: Mapping[str, Model | Path], formats: Formats, image_newline: np.ndarray | None
 ) -> OpenVINOEngine:
-    core = Core()
+    core = _core()
     other = formats.other_settings()
 
     def compiled(name: str, settings: dict[str, Any]) -> openvino.CompiledModel:
