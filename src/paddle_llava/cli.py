@@ -11,16 +11,19 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
 from paddle_llava import __version__
 from paddle_llava.console import complain, note, progress_bar, tolerant_streams, warnings_as_notes
+from paddle_llava.data.cli import data_app
 from paddle_llava.demo.cli import demo_app
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.evaluation.cli import eval_app
+from paddle_llava.options import AsJson, ConvMode, Debug, Device, Dtype, EngineName, LoraPath, ModelPath, WeightFormat
 from paddle_llava.serving.cli import serve_command
+from paddle_llava.training.cli import OVERRIDES, finetune, pretrain
 
 # Newer typers carry a copy of click and older ones use click itself; the class is found by this way in both.
 UsageError: Any = typer.BadParameter.__mro__[1]
@@ -37,30 +40,10 @@ app = typer.Typer(
     },
 )
 
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Work with training data.")
-app.add_typer(data_app, name="data")
-app.add_typer(demo_app, name="demo")
-app.add_typer(eval_app, name="eval")
-app.command("serve")(serve_command)
 
-ModelPath = Annotated[str | None, typer.Option(metavar="NAME|FOLDER", help="A published name, or a folder.")]
 ImageFiles = Annotated[
     list[str] | None, typer.Option("--image-file", metavar="PATH|URL", help="A picture; may be repeated.")
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show prompts, timings, and the traceback of an internal error.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
-ConvMode = Annotated[
-    str | None, typer.Option(metavar="NAME|FILE", help="A conversation template; default: the checkpoint's.")
-]
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A JSON file; see config/llava/.")]
-Stage = Literal["pretrain", "finetune"]
-EngineName = Annotated[
-    str, typer.Option("--engine", help="paddle or openvino; auto: openvino on a CPU where it is installed.")
-]
-WeightFormat = Annotated[
-    str | None, typer.Option("--weights", help="int4, int8, bf16 or f32, for openvino; default: int8, if small f32.")
-]
-Device = Annotated[str | None, typer.Option(metavar="NAME", help="cpu, gpu, gpu:1, npu, ...; default: the best.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,7 +115,7 @@ def chat_command(
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Ask this and leave; may be repeated.")
     ] = None,
-    lora_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter, merged on loading.")] = None,
+    lora_path: LoraPath = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Replaces the template's system text.")] = None,
     conv_mode: ConvMode = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.2,
@@ -146,9 +129,7 @@ def chat_command(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
     engine: EngineName = "auto",
     weights: WeightFormat = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: the engine's and the device's.")
-    ] = None,
+    dtype: Dtype = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Short for --dtype float16.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Short for --dtype bfloat16.")] = False,
     device: Device = None,
@@ -296,64 +277,6 @@ def merge(
     note(f"{merge_model_path} holds the merged model")
 
 
-OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-@app.command(context_settings=OVERRIDES)
-def pretrain(config: ConfigFile, context: typer.Context, debug: Debug = False) -> None:
-    """Train the projector on captions; any key of CONFIG can be set anew: --learning_rate 1e-3."""
-    _train(config, "pretrain", context.args)
-
-
-@app.command(context_settings=OVERRIDES)
-def finetune(config: ConfigFile, context: typer.Context, debug: Debug = False) -> None:
-    """Fine-tune on conversations, whole or with LoRA; any key of CONFIG can be set anew: --lora_rank 64."""
-    _train(config, "finetune", context.args)
-
-
-def _train(config: Path, stage: Stage, arguments: Sequence[str]) -> None:
-    from paddle_llava.training.config import overrides_from
-    from paddle_llava.training.start import start
-
-    print(start(config, stage, overrides_from(arguments)))
-
-
-@data_app.command("check")
-def data_check(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Training files, JSON or JSONL, or patterns.")],
-    model_path: ModelPath = None,
-    conv_mode: ConvMode = None,
-    max_length: Annotated[int, typer.Option(help="The longest sequence, in tokens.")] = 2048,
-    image_folder: Annotated[Path | None, typer.Option(help="Where relative paths of pictures start.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes to check with; default: one a core.")] = None,
-    show: Annotated[int, typer.Option(help="Print this many samples, their targets coloured.")] = 0,
-    fix: Annotated[Path | None, typer.Option(metavar="OUT", help="Write the good records to this file.")] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> int:
-    """Try out every record before a training; the exit code is 1 when any is bad."""
-    from paddle_llava.data.check import run_check
-    from paddle_llava.data.mixture import matching_files
-    from paddle_llava.environment import physical_cores
-    from paddle_llava.processing.processor import LlavaProcessor
-
-    if model_path is None:
-        raise LlavaError("--model-path is missing: tokens and pictures are counted as that model takes them")
-    paths = [path for pattern in files for path in matching_files(pattern, "FILE")]
-    processor = LlavaProcessor.from_pretrained(model_path, conv_mode=conv_mode)
-    return run_check(
-        paths,
-        processor,
-        processor.template,
-        max_length,
-        image_folder=image_folder,
-        workers=physical_cores() if workers is None else workers,
-        show=show,
-        fix=fix,
-        as_json=as_json,
-    )
-
-
 @app.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
     """Show versions, devices, speed, what is missing, and the fix for each."""
@@ -362,3 +285,11 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> int:
     findings, usable = examine()
     print_findings(findings, as_json=as_json)
     return 0 if usable else 1
+
+
+app.command(context_settings=OVERRIDES)(pretrain)
+app.command(context_settings=OVERRIDES)(finetune)
+app.command("serve")(serve_command)
+app.add_typer(data_app, name="data")
+app.add_typer(demo_app, name="demo")
+app.add_typer(eval_app, name="eval")

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from paddle_llava.options import Debug
+
 demo_app = typer.Typer(rich_markup_mode=None)
-Debug = Annotated[bool, typer.Option("--debug", help="Show prompts, timings, and the traceback of an internal error.")]
 
 
 @demo_app.callback(invoke_without_command=True)

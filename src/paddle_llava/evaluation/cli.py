@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paddle_llava.evaluation.tasks import TASKS
+from paddle_llava.options import AsJson, ConvMode, Debug, Device, Dtype, EngineName, LoraPath, ModelPath, WeightFormat
 
 if TYPE_CHECKING:
     from paddle_llava.evaluation.records import Prediction
@@ -17,15 +18,11 @@ if TYPE_CHECKING:
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model on a benchmark.")
 
 OutputDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="For results; default: eval/TASK/MODEL.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an internal error.")]
 
 
 def evaluate(
     context: typer.Context,
-    model_path: Annotated[
-        str | None, typer.Option(metavar="NAME|FOLDER", help="A published name, or a folder.")
-    ] = None,
+    model_path: ModelPath = None,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="The benchmark's own file, or a folder of them; may be repeated."),
@@ -42,22 +39,12 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="The longest answer; default: the benchmark's.")
     ] = None,
-    conv_mode: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="A conversation template; default: the checkpoint's.")
-    ] = None,
-    lora_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter, merged on loading.")] = None,
-    engine: Annotated[
-        str, typer.Option(help="paddle or openvino; auto: openvino on a CPU where it is installed.")
-    ] = "auto",
-    weights: Annotated[
-        str | None, typer.Option(help="int4, int8, bf16 or f32, for openvino; default: int8, if small f32.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: the engine's and the device's.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cpu, gpu, gpu:1, npu, ...; default: the best.")
-    ] = None,
+    conv_mode: ConvMode = None,
+    lora_path: LoraPath = None,
+    engine: EngineName = "auto",
+    weights: WeightFormat = None,
+    dtype: Dtype = None,
+    device: Device = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

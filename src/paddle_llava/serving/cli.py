@@ -7,14 +7,13 @@ from typing import Annotated
 import typer
 
 from paddle_llava.errors import LlavaError
+from paddle_llava.options import ConvMode, Device, Dtype, EngineName, LoraPath, ModelPath, WeightFormat
 
 MIB = 2**20
 
 
 def serve_command(
-    model_path: Annotated[
-        str | None, typer.Option(metavar="NAME|FOLDER", help="A published name, or a folder.")
-    ] = None,
+    model_path: ModelPath = None,
     host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
     served_name: Annotated[
@@ -29,10 +28,8 @@ def serve_command(
     allow_private_images: Annotated[
         bool, typer.Option("--allow-private-images", help="Fetch pictures from private networks too.")
     ] = False,
-    conv_mode: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="A conversation template; default: the checkpoint's.")
-    ] = None,
-    lora_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter, merged on loading.")] = None,
+    conv_mode: ConvMode = None,
+    lora_path: LoraPath = None,
     temperature: Annotated[float, typer.Option(help="For requests that name none.")] = 0.2,
     max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 1024,
     max_batch: Annotated[int, typer.Option(help="Requests that run at a time.")] = 32,
@@ -47,17 +44,10 @@ def serve_command(
     max_images: Annotated[int, typer.Option(help="Pictures of one request.")] = 16,
     max_pixels: Annotated[int, typer.Option(help="Pixels of one picture.")] = 50_000_000,
     max_messages: Annotated[int, typer.Option(help="Messages of one request.")] = 512,
-    engine: Annotated[
-        str, typer.Option("--engine", help="paddle or openvino; auto: openvino on a CPU where it is installed.")
-    ] = "auto",
-    weights: Annotated[
-        str | None,
-        typer.Option("--weights", help="int4, int8, bf16 or f32, for openvino; default: int8, if small f32."),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: the engine's and the device's.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="cpu, gpu, npu, ...; default: the best.")] = None,
+    engine: EngineName = "auto",
+    weights: WeightFormat = None,
+    dtype: Dtype = None,
+    device: Device = None,
     debug: Annotated[
         bool, typer.Option("--debug", help="Log tracebacks of internal errors, which may quote requests.")
     ] = False,
