@@ -36,7 +36,9 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train the street model from nothing: eye, tongue, then llava pretrain and llava finetune."""
-    from paddle_llava.console import note
-    from paddle_llava.demo.train import train as train_all
+    from paddle_llava.console import importing_paddle, note
+
+    with importing_paddle():
+        from paddle_llava.demo.train import train as train_all
 
     print(train_all(output_dir, quick, note))

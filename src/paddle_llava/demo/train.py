@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from paddle_llava.demo.alignment import join
@@ -111,13 +112,15 @@ def learn_apart(output_dir: Path, amount: Amount) -> None:
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        for child in children:
-            child.join()
+        while running := [child for child in children if child.is_alive()]:
+            wait([child.sentinel for child in running])
+            if any(child.exitcode for child in children):
+                stop()
     finally:
         signal.signal(signal.SIGTERM, before)
-    unfinished = [child.name for child in children if child.exitcode]
-    if unfinished:
-        raise LlavaError(f"{output_dir}: {' and '.join(unfinished)} stopped before the end; run the command again")
+    for child in children:
+        if child.exitcode:
+            raise LlavaError(f"{output_dir}: {child.name} stopped before the end; run the command again")
 
 
 def _learn(part: str, output_dir: Path, amount: Amount) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import paddle
@@ -12,6 +13,7 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.incubate.nn.functional import fused_rms_norm
 
 from paddle_llava.config import TextConfig
+from paddle_llava.environment import cpu_info
 from paddle_llava.models.attention import attention, causal_mask, segmented_attention
 from paddle_llava.models.kv_cache import KVCache
 from paddle_llava.models.side_by_side import SideBySide
@@ -28,13 +30,22 @@ class RMSNorm(nn.Layer):
         self.weight = self.create_parameter([hidden_size], default_initializer=nn.initializer.Constant(1.0))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if not paddle.is_grad_enabled():  # the fused kernel has no gradient on the CPU
+        if not paddle.is_grad_enabled() and _has_fused_kernel():
             return fused_rms_norm(hidden_states, self.weight, None, self.eps, hidden_states.ndim - 1)[0]
-        if hidden_states.dtype == paddle.float32:
+        if paddle.is_grad_enabled() and hidden_states.dtype == paddle.float32:
             return _RMSNorm.apply(hidden_states, self.weight, self.eps)
         x = hidden_states.astype("float32")
         x = x * paddle.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return x.astype(hidden_states.dtype) * self.weight
+
+
+@cache
+def _has_fused_kernel() -> bool:
+    """Whether `fused_rms_norm` runs forward here (it has no gradient on the CPU).
+
+    Paddle's wheels hold one for the CPU that is made of AVX-512 instructions, which end the process elsewhere.
+    """
+    return paddle.get_device() != "cpu" or "avx512f" in cpu_info().get("flags", "").split()
 
 
 class _RMSNorm(PyLayer):
