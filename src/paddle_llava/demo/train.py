@@ -110,17 +110,16 @@ def learn_apart(output_dir: Path, amount: Amount) -> None:
         for child in children:
             child.terminate()
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before, failed = signal.signal(signal.SIGTERM, stop), None
     try:
         while running := [child for child in children if child.is_alive()]:
             wait([child.sentinel for child in running])
-            if any(child.exitcode for child in children):
+            if not failed and (failed := next((child for child in children if child.exitcode), None)):
                 stop()
     finally:
         signal.signal(signal.SIGTERM, before)
-    for child in children:
-        if child.exitcode:
-            raise LlavaError(f"{output_dir}: {child.name} stopped before the end; run the command again")
+    if failed:
+        raise LlavaError(f"{output_dir}: the {failed.name} stopped before the end; run the command again")
 
 
 def _learn(part: str, output_dir: Path, amount: Amount) -> None:
