@@ -47,12 +47,12 @@ class Amount:
 
 
 FULL = Amount(
-    eye_steps=8000,
-    tongue_steps=12000,
-    alignment_steps=2000,
-    pictures=60000,
-    pretrain_share=0.15,
-    finetune_epochs=2.0,
+    eye_steps=9200,
+    tongue_steps=5200,
+    alignment_steps=3500,
+    pictures=40000,
+    pretrain_share=0.07,
+    finetune_epochs=0.7,
     judged=1000,
 )
 QUICK = Amount(
