@@ -6,14 +6,19 @@ import os
 import re
 from importlib.metadata import distributions
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from paddle_llava.checkpoints.folder import weight_files
 from paddle_llava.console import importing_paddle, note, progress_bar
 from paddle_llava.device import compute_dtype, default_dtype, known_dtype, select_device
 from paddle_llava.errors import LlavaError, did_you_mean
+from paddle_llava.generation.batch import BatchEngine
 from paddle_llava.generation.generate import Engine
 from paddle_llava.pretrained import Pretrained, find_pretrained
 from paddle_llava.processing.processor import LlavaProcessor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ENGINES = ("auto", "paddle", "openvino")
 SMALL = 500_000_000
@@ -22,22 +27,45 @@ EXPORTED = "openvino_language_model.xml"
 WEIGHTS_OF_DTYPE = {"float32": "f32", "bfloat16": "bf16", "float16": "bf16"}
 
 
-def open_model(
+class Options(TypedDict, total=False):
+    """How a model is run.
+
+    `engine` is one of `ENGINES`: `auto` is OpenVINO on a CPU where it is installed, else Paddle. `weights` (int4, int8,
+    bf16, f32) is the number format that OpenVINO holds weights in, and otherwise follows from `dtype`, or is int8
+    (f32 for a small model).
+    """
+
+    engine: str
+    weights: str | None
+    conv_mode: str | None
+    dtype: str | None
+    device: str | None
+    lora_path: str | None
+
+
+def open_model(model_path: str, **options: Unpack[Options]) -> tuple[Engine, LlavaProcessor]:
+    """The model of that name or folder, ready to run; whatever can be wrong is found before weights are read.
+
+    Raises `LlavaError`.
+    """
+    return _open(model_path, False, **options)
+
+
+def open_for_many(model_path: str, **options: Unpack[Options]) -> tuple[BatchEngine, LlavaProcessor]:
+    """As `open_model`, for many sequences at once."""
+    return _open(model_path, True, **options)
+
+
+def _open(
     model_path: str,
-    *,
+    many: bool,
     engine: str = "auto",
     weights: str | None = None,
     conv_mode: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     lora_path: str | None = None,
-) -> tuple[Engine, LlavaProcessor]:
-    """The model of that name or folder, ready to run; whatever can be wrong is found before weights are read.
-
-    `engine` is one of `ENGINES`: `auto` is OpenVINO on a CPU where it is installed, else Paddle. `weights` (int4, int8,
-    bf16, f32) is the number format that OpenVINO holds weights in, and otherwise follows from `dtype`, or is int8
-    (f32 for a small model). Raises `LlavaError`.
-    """
+) -> tuple[Any, LlavaProcessor]:
     name = os.path.basename(os.path.abspath(model_path))
     if engine not in ENGINES:
         raise LlavaError(f"engine {engine[:40]!r} is not one of {', '.join(ENGINES)}{did_you_mean(engine, ENGINES)}")
@@ -55,8 +83,8 @@ def open_model(
     pretrained = find_pretrained(model_path)
     processor = LlavaProcessor.from_pretrained(pretrained.folder, conv_mode=conv_mode)
     if by_paddle:
-        return _paddle(pretrained, dtype or default_dtype(), lora_path, name), processor
-    return _openvino(pretrained, processor, weights, dtype, lora_path, conv_mode, name)
+        return _paddle(many, pretrained, dtype or default_dtype(), lora_path, name), processor
+    return _openvino(many, pretrained, processor, weights, dtype, lora_path, conv_mode, name)
 
 
 def _wants_openvino(model_path: str, engine: str, weights: str | None) -> str | None:
@@ -101,18 +129,20 @@ def _has_accelerator() -> bool:
         return select_device() != "cpu"
 
 
-def _paddle(pretrained: Pretrained, dtype: str, lora_path: str | None, name: str) -> Engine:
+def _paddle(many: bool, pretrained: Pretrained, dtype: str, lora_path: str | None, name: str) -> Engine | BatchEngine:
     with importing_paddle():
         from paddle_llava.engines.paddle import PaddleEngine
+        from paddle_llava.engines.paddle_batch import PaddleBatchEngine
         from paddle_llava.llava import LlavaForConditionalGeneration
     with progress_bar(f"loading {name}") as progress:
         model = LlavaForConditionalGeneration.from_pretrained(
             pretrained.folder, dtype=dtype, lora_path=lora_path, progress=progress
         )
-    return PaddleEngine(model)
+    return PaddleBatchEngine(model) if many else PaddleEngine(model)
 
 
 def _openvino(
+    many: bool,
     pretrained: Pretrained,
     processor: LlavaProcessor,
     weights: str | None,
@@ -120,12 +150,15 @@ def _openvino(
     lora_path: str | None,
     conv_mode: str | None,
     name: str,
-) -> tuple[Engine, LlavaProcessor]:
+) -> tuple[Engine | BatchEngine, LlavaProcessor]:
+    from paddle_llava.engines.openvino.batch import OpenVINOBatchEngine
     from paddle_llava.engines.openvino.cache import cached_export
+    from paddle_llava.engines.openvino.engine import OpenVINOEngine
     from paddle_llava.engines.openvino.export import Exported, calibrated, is_exported, with_adapter
     from paddle_llava.engines.openvino.formats import Formats
     from paddle_llava.engines.openvino.graphs import engine_in_memory
 
+    kind: Any = OpenVINOBatchEngine if many else OpenVINOEngine
     if is_exported(pretrained.folder):
         exported = Exported.read(pretrained.folder)
         if lora_path or dtype or weights not in (None, exported.formats.weights):
@@ -134,7 +167,7 @@ def _openvino(
                 "export the checkpoint they were made of anew"
             )
         with progress_bar(f"loading {name}"):
-            return exported.engine(), processor
+            return exported.engine(kind), processor
     small = sum(path.stat().st_size for path in weight_files(pretrained.folder)) <= SMALL
     default = WEIGHTS_OF_DTYPE[known_dtype(dtype)] if dtype else "f32" if small else "int8"
     formats = Formats(weights or default)
@@ -144,8 +177,8 @@ def _openvino(
         with pretrained.open_weights() as checkpoint, progress_bar(f"loading {name}") as progress:
             tensors = with_adapter(checkpoint, pretrained, lora_path)
             calibration = calibrated(formats, pretrained.config, tensors, processor, progress=progress)
-            return engine_in_memory(pretrained.config, tensors, formats, progress, calibration), processor
+            return engine_in_memory(kind, pretrained.config, tensors, formats, progress, calibration), processor
     folder = cached_export(pretrained, formats, lora_path, name)
     # Its tokenizer knows <image>, as the embedding in the folder does.
     with progress_bar(f"loading {name}"):
-        return Exported.read(folder).engine(), LlavaProcessor.from_pretrained(folder, conv_mode=conv_mode)
+        return Exported.read(folder).engine(kind), LlavaProcessor.from_pretrained(folder, conv_mode=conv_mode)

@@ -12,6 +12,7 @@ pytest.importorskip("openvino")
 
 from paddle_llava.engines.openvino.batch import OpenVINOBatchEngine
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
+from paddle_llava.engines.openvino.export import Exported, export
 from paddle_llava.engines.openvino.formats import Formats
 from paddle_llava.engines.openvino.graphs import engine_in_memory
 from paddle_llava.generation.batch import Work
@@ -22,15 +23,22 @@ NEW, ROUNDING = 5, 1e-4
 
 
 @pytest.fixture(scope="module", params=["v1_5", "demo"])
-def single(request: pytest.FixtureRequest, demo_checkpoint: Path) -> OpenVINOEngine:
-    pretrained = find_pretrained(demo_checkpoint if request.param == "demo" else FIXTURES / "v1_5")
+def folder(request: pytest.FixtureRequest, demo_checkpoint: Path) -> Path:
+    return demo_checkpoint if request.param == "demo" else FIXTURES / "v1_5"
+
+
+@pytest.fixture(scope="module")
+def single(folder: Path) -> OpenVINOEngine:
+    pretrained = find_pretrained(folder)
     with pretrained.open_weights() as tensors:
-        return engine_in_memory(pretrained.config, tensors, Formats("f32", 32))
+        return engine_in_memory(OpenVINOEngine, pretrained.config, tensors, Formats("f32", 32))
 
 
-@pytest.fixture
-def batch(single: OpenVINOEngine) -> OpenVINOBatchEngine:
-    return OpenVINOBatchEngine(single)
+@pytest.fixture(scope="module")
+def batch(single: OpenVINOEngine, folder: Path) -> OpenVINOBatchEngine:
+    pretrained = find_pretrained(folder)
+    with pretrained.open_weights() as tensors:
+        return engine_in_memory(OpenVINOBatchEngine, pretrained.config, tensors, Formats("f32", 32))
 
 
 PROMPTS = [np.random.default_rng(length).integers(3, 250, length) for length in (1, 2, 30, 64, 70, 150)]
@@ -100,6 +108,7 @@ def test_a_copy_of_one_that_runs(batch: OpenVINOBatchEngine, alone: list[np.ndar
 
 
 def test_who_is_forgotten_is_gone(batch: OpenVINOBatchEngine, alone: list[np.ndarray]) -> None:
+    before = batch.blocks.used
     sequences = [batch.new_sequence() for _ in range(3)]
     batch.step([Work(sequence, PROMPTS[n]) for n, sequence in enumerate(sequences)])
     batch.step([Work(sequence, *token(ANSWERS[n][0])) for n, sequence in enumerate(sequences)])
@@ -107,7 +116,34 @@ def test_who_is_forgotten_is_gone(batch: OpenVINOBatchEngine, alone: list[np.nda
     found = batch.step([Work(sequence, *token(ANSWERS[n + 1][1])) for n, sequence in enumerate(sequences)])
     for row, expected in zip(found, alone[1:3], strict=True):
         assert np.abs(row - expected[2]).max() < ROUNDING
-    assert len(batch._rows) == 2
+    assert batch.blocks.used - before == 2
+    sequences.clear()
+    assert batch.blocks.used == before
+
+
+def test_beginnings_in_common_are_held_once(batch: OpenVINOBatchEngine, alone: list[np.ndarray]) -> None:
+    """And whoever goes on from one leaves it to the others as it was."""
+    before, prompt = batch.blocks.used, PROMPTS[5]
+    first = batch.new_sequence()
+    batch.step([Work(first, prompt)])
+    copies = [batch.fork(first, length) for length in (150, 149, 100)]
+    assert batch.blocks.used - before == -(-len(prompt) // batch.growth)
+    first.rewind(120)
+    found = batch.step([Work(one, np.append(prompt[one.length :], ANSWERS[5][0])) for one in [first, *copies]])
+    assert all(np.abs(row - alone[5][1]).max() < ROUNDING for row in found)
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8", "bf16", "f32"])
+def test_in_each_number_format(weights: str, tmp_path: Path) -> None:
+    """From the graphs in a folder, as large models are served; the figures say how far a format's keys may be off."""
+    export(FIXTURES / "v1_5", tmp_path / "out", Formats(weights, 32))
+    single, many = (Exported.read(tmp_path / "out").engine(kind) for kind in (OpenVINOEngine, OpenVINOBatchEngine))
+    expected = single.prefill({"input_ids": PROMPTS[5][None]})[0]
+    first = many.new_sequence()
+    many.step([Work(first, PROMPTS[5][:100])])
+    found = many.step([Work(many.fork(first, 90), PROMPTS[5][90:]), Work(many.new_sequence(), PROMPTS[5])])
+    distance = np.abs(found - expected).max() / expected.std()
+    assert distance < {"f32": 1e-4}.get(weights, 0.1), distance
 
 
 def test_a_step_that_fails_changes_nothing(batch: OpenVINOBatchEngine, alone: list[np.ndarray]) -> None:

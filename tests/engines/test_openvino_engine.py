@@ -55,7 +55,7 @@ class Loaded:
 def engine_of(name: str, weights: str) -> OpenVINOEngine:
     pretrained = find_pretrained(FIXTURES / name)
     with pretrained.open_weights() as tensors:
-        return engine_in_memory(pretrained.config, tensors, Formats(weights, 32))
+        return engine_in_memory(OpenVINOEngine, pretrained.config, tensors, Formats(weights, 32))
 
 
 @pytest.fixture(scope="module", params=CHECKPOINTS)
@@ -171,7 +171,9 @@ def test_the_plugin_runs_each_layer_in_few_nodes(heads: tuple[int, int]) -> None
     text = replace(SMALL.text, num_attention_heads=heads[0], num_key_value_heads=heads[1])
     config, layers = replace(SMALL, text=text), text.num_hidden_layers
     for weights in ("int8", "int4"):
-        kinds, matrices = layers_of(engine_in_memory(config, random_tensors(config), Formats(weights, 32)))
+        kinds, matrices = layers_of(
+            engine_in_memory(OpenVINOEngine, config, random_tensors(config), Formats(weights, 32))
+        )
         assert kinds["ScaledDotProductAttention"] == layers
         assert kinds["MemoryInput"] == kinds["MemoryOutput"] == 2 * layers
         assert kinds["RMS"] == 2 * layers + 1
@@ -228,7 +230,7 @@ def test_other_shapes_answer_as_paddle_does(title: str) -> None:
 
     config = SHAPES[title]
     tensors = random_tensors(config)
-    ours = engine_in_memory(config, tensors, Formats("f32"))
+    ours = engine_in_memory(OpenVINOEngine, config, tensors, Formats("f32"))
     paddles = PaddleEngine(LlavaForConditionalGeneration.from_tensors(config, tensors))
     sizes = np.array([[9, 20], [30, 11]])
     layouts = [config.image_layout((height, width)) for height, width in sizes.tolist()]
@@ -252,13 +254,14 @@ def test_other_shapes_answer_as_paddle_does(title: str) -> None:
 
 COME_AND_GO = """
 import gc, signal, sys
+from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
 from paddle_llava.engines.openvino.graphs import engine_in_memory
 from paddle_llava.pretrained import find_pretrained
 
 pretrained = find_pretrained(sys.argv[1])
 with pretrained.open_weights() as tensors:
-    engines = [engine_in_memory(pretrained.config, tensors, Formats("f32", 32)) for _ in range(3)]
+    engines = [engine_in_memory(OpenVINOEngine, pretrained.config, tensors, Formats("f32", 32)) for _ in range(3)]
 while engines:
     engines.pop(0)
     gc.collect()

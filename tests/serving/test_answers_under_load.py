@@ -11,10 +11,9 @@ import pytest
 
 from paddle_llava import LlavaProcessor
 from paddle_llava.generation.batch import BatchEngine
-from paddle_llava.opening import open_model
+from paddle_llava.opening import open_for_many
 from paddle_llava.serving.limits import ServingLimits
 from paddle_llava.serving.schema import ChatRequest
-from paddle_llava.serving.server import batched
 from paddle_llava.serving.service import Service
 from serving_process import data_uri, noise, user
 
@@ -27,7 +26,7 @@ QUESTIONS = ["What is it?", "Describe this picture.", "Which colours are there, 
 def engine(request: pytest.FixtureRequest, demo_checkpoint: Path) -> BatchEngine:
     if request.param == "openvino":
         pytest.importorskip("openvino")
-    return batched(open_model(str(demo_checkpoint), engine=request.param)[0])
+    return open_for_many(str(demo_checkpoint), engine=request.param)[0]
 
 
 def service(engine: BatchEngine, checkpoint: Path, limits: ServingLimits = LIMITS) -> Service:

@@ -11,19 +11,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from paddle_llava.console import note
 from paddle_llava.errors import LlavaError
-from paddle_llava.generation.batch import BatchEngine
-from paddle_llava.generation.generate import Engine
 from paddle_llava.generation.sampling import SamplingParams
-from paddle_llava.opening import open_model
+from paddle_llava.opening import Options, open_for_many
 from paddle_llava.serving.api import create_app
 from paddle_llava.serving.connection import bounded
 from paddle_llava.serving.limits import ServingLimits
 from paddle_llava.serving.service import Service
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def open_service(
@@ -31,42 +33,21 @@ def open_service(
     limits: ServingLimits,
     *,
     name: str | None = None,
-    engine: str = "auto",
-    weights: str | None = None,
-    conv_mode: str | None = None,
-    lora_path: str | None = None,
-    dtype: str | None = None,
-    device: str | None = None,
     temperature: float = 0.2,
     own_cache_size: bool = True,
+    **options: Unpack[Options],
 ) -> Service:
     """The model of that name or folder, ready to serve as `name` (default: the last part of `model_path`).
 
     Without `own_cache_size` the keys and values may take a quarter of the memory that is free once it is loaded.
     """
     SamplingParams(temperature=temperature)  # whatever can be wrong is found before weights are read
-    single, processor = open_model(
-        model_path, engine=engine, weights=weights, conv_mode=conv_mode, dtype=dtype, device=device, lora_path=lora_path
-    )
-    batch = batched(single)
+    engine, processor = open_for_many(model_path, **options)
     name = name or os.path.basename(os.path.abspath(model_path))
     if not own_cache_size:
-        one = batch.bytes_per_token * batch.config.text.max_position_embeddings
+        one = engine.bytes_per_token * engine.config.text.max_position_embeddings
         limits = replace(limits, cache_bytes=max(free_memory() // 4, 2 * one))
-    return Service(batch, processor, name, limits, temperature=temperature)
-
-
-def batched(engine: Engine) -> BatchEngine:
-    """What runs many sequences in the way of `engine`, with its weights."""
-    if hasattr(engine, "network"):
-        from paddle_llava.engines.paddle_batch import PaddleBatchEngine
-
-        return PaddleBatchEngine(engine.network)
-    from paddle_llava.engines.openvino.batch import OpenVINOBatchEngine
-    from paddle_llava.engines.openvino.engine import OpenVINOEngine
-
-    assert isinstance(engine, OpenVINOEngine)
-    return OpenVINOBatchEngine(engine)
+    return Service(engine, processor, name, limits, temperature=temperature)
 
 
 def serve(

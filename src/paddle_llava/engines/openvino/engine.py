@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 from openvino import CompiledModel, InferRequest, Tensor
 
-from paddle_llava.config import LlavaConfig
-from paddle_llava.geometry import ImageLayout
+from paddle_llava.engines.openvino.inputs import Inputs
 
-TILES_AT_A_TIME = 4
 CHUNK = 512
 """Tokens of a prefill that run at a time: more are no faster, and attention's scores grow with them."""
 COMPACT_FROM = 256
@@ -25,16 +23,14 @@ class OpenVINOEngine:
     cache and `COMPACT_FROM` slots: taking it out copies all that stays.
     """
 
-    def __init__(
-        self, config: LlavaConfig, decoder: CompiledModel, embedding: CompiledModel, vision: CompiledModel,
-        image_newline: np.ndarray | None,
-    ) -> None:  # fmt: skip
-        self.config = config
+    def __init__(self, inputs: Inputs, decoder: CompiledModel) -> None:
+        self.config = inputs.config
+        self.encode_images = inputs.encode_images
+        self._embed = inputs.embed
         self.decoder = decoder
         self._request: InferRequest = decoder.create_infer_request()
-        self._embedding: InferRequest = embedding.create_infer_request()
-        self._vision: InferRequest = vision.create_infer_request()
-        self._image_newline = image_newline
+        self.reset()
+        self.decode(np.zeros(1, np.int64))  # the plug-in packs the decoder's matrices when it first runs
         self.reset()
 
     @property
@@ -46,21 +42,6 @@ class OpenVINOEngine:
         self._request.reset_state()
         self._slots = np.zeros(0, np.int64)  # of the positions held, where in the cache each is
         self._mask = np.zeros((1, 0), np.int64)  # [batch, slots], 0 where padding or something forgotten is
-
-    def encode_images(self, pixel_values: np.ndarray, image_sizes: np.ndarray) -> list[np.ndarray]:
-        """One float32 [num_features, hidden_size] array a picture; arguments as the processor gives them."""
-        layouts = [self.config.image_layout((height, width)) for height, width in np.asarray(image_sizes).tolist()]
-        if sum(layout.tiles for layout in layouts) != len(pixel_values):
-            raise ValueError(f"{len(pixel_values)} tiles do not belong to {len(layouts)} pictures")
-        tiles = [
-            _first(self._vision.infer({"pixel_values": np.asarray(pixel_values[start : start + TILES_AT_A_TIME])}))
-            for start in range(0, len(pixel_values), TILES_AT_A_TIME)
-        ]
-        rest, features = np.concatenate(tiles), []
-        for layout in layouts:
-            features.append(arranged(rest[: layout.tiles], layout, self._image_newline))
-            rest = rest[layout.tiles :]
-        return features
 
     def prefill(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """Run the tokens `inputs["input_ids"]` [batch, length] after those held; logits of the last position.
@@ -74,7 +55,7 @@ class OpenVINOEngine:
         ids = np.asarray(inputs["input_ids"], dtype=np.int64)
         given = inputs.get("attention_mask")
         mask = np.ones_like(ids) if given is None else np.asarray(given).astype(np.int64)
-        embeds = self.embed(ids, features or [])
+        embeds = self._embed(ids, features or [])
         for start in range(0, ids.shape[1], CHUNK):
             logits = self._run(embeds[:, start : start + CHUNK], mask[:, start : start + CHUNK])
         return logits
@@ -82,7 +63,7 @@ class OpenVINOEngine:
     def decode(self, token_ids: np.ndarray) -> np.ndarray:
         """Run one token a row, `token_ids` int64 [batch]; logits of what follows."""
         ids = np.asarray(token_ids, dtype=np.int64)[:, None]
-        return self._run(self.embed(ids, []), np.ones_like(ids))
+        return self._run(self._embed(ids, []), np.ones_like(ids))
 
     def rewind(self, length: int) -> None:
         """Forget the positions from `length` on."""
@@ -102,16 +83,6 @@ class OpenVINOEngine:
             state.state = Tensor(np.ascontiguousarray(state.state.data[:, :, self._slots]))
         self._mask = np.ascontiguousarray(self._mask[:, self._slots])
         self._slots = np.arange(self.length)
-
-    def embed(self, ids: np.ndarray, image_features: list[np.ndarray]) -> np.ndarray:
-        is_image = ids == self.config.image_token_id
-        embeds = _first(self._embedding.infer({"input": np.where(is_image, 0, ids)}))
-        given = sum(map(len, image_features))
-        if is_image.sum() != given:
-            raise ValueError(f"{is_image.sum()} image tokens in input_ids, but {given} image features")
-        if given:
-            embeds[is_image] = np.concatenate(image_features)
-        return embeds
 
     def _run(self, embeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
         batch, length, _ = embeds.shape
@@ -133,21 +104,3 @@ class OpenVINOEngine:
 
 def _first(outputs: Mapping[Any, np.ndarray]) -> np.ndarray:
     return next(iter(outputs.values()))
-
-
-def arranged(tiles: np.ndarray, layout: ImageLayout, newline: np.ndarray | None) -> np.ndarray:
-    """One picture's `tiles` [tiles, features, hidden] to [num_features, hidden]: base view, then unpadded rows, each
-    with `newline` at its end (LLaVA-NeXT)."""
-    base, rest = tiles[0], tiles[1:]
-    if layout.tiles == 1:
-        return base
-    if not layout.newlines or newline is None:
-        return tiles.reshape(-1, tiles.shape[-1])
-    grid_rows, grid_columns = layout.grid
-    side, width = int(layout.base**0.5), tiles.shape[-1]
-    # With the class token kept, the high-resolution tiles still hold only their patches.
-    plane = rest[:, -side * side :].reshape(grid_rows, grid_columns, side, side, width)
-    plane = plane.transpose(0, 2, 1, 3, 4).reshape(grid_rows * side, grid_columns * side, width)
-    plane = plane[layout.top : layout.top + layout.rows, layout.left : layout.left + layout.columns]
-    ends = np.broadcast_to(newline, (layout.rows, 1, width))
-    return np.concatenate([base, np.concatenate([plane, ends], axis=1).reshape(-1, width)])

@@ -20,9 +20,8 @@ from paddle_llava.config import Layout, LlavaConfig
 from paddle_llava.console import importing_paddle
 from paddle_llava.engines.openvino.calibration import Calibration
 from paddle_llava.engines.openvino.conversations import calibration_inputs
-from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
-from paddle_llava.engines.openvino.graphs import DECODER, build, engine_from_folder, newline_of
+from paddle_llava.engines.openvino.graphs import DECODER, E, build, engine_from_folder, newline_of
 from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import read_json, write_json
 from paddle_llava.pretrained import Pretrained, find_pretrained
@@ -160,8 +159,8 @@ class Exported:
         newline = _newline(pretrained.raw, config, folder) if config.has_image_newline else None
         return cls(folder, config, Formats(weights, group_size), newline)
 
-    def engine(self) -> OpenVINOEngine:
-        return engine_from_folder(self.folder, self.config, self.formats, self.image_newline)
+    def engine(self, kind: type[E]) -> E:
+        return engine_from_folder(kind, self.folder, self.config, self.formats, self.image_newline)
 
 
 def _newline(raw: dict[str, Any], config: LlavaConfig, folder: Path) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import openvino
@@ -15,15 +15,19 @@ from openvino import Core, Model
 from paddle_llava.checkpoints.dtypes import to_dtype
 from paddle_llava.checkpoints.write import Progress, TensorSource
 from paddle_llava.config import LlavaConfig
+from paddle_llava.engines.openvino.batch import OpenVINOBatchEngine, for_many
 from paddle_llava.engines.openvino.calibration import Calibration, Folded
 from paddle_llava.engines.openvino.decoder import decoder_graph
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
+from paddle_llava.engines.openvino.inputs import Inputs
 from paddle_llava.engines.openvino.pages import released
 from paddle_llava.engines.openvino.vision import text_embedding_graph, vision_graph
 from paddle_llava.engines.openvino.weights import Weights
 from paddle_llava.errors import LlavaError
 
+E = TypeVar("E", OpenVINOEngine, OpenVINOBatchEngine)
+"""For one conversation, or for many sequences at once."""
 DECODER, EMBEDDING, VISION = (f"openvino_{part}_model" for part in ("language", "text_embeddings", "vision_embeddings"))
 
 
@@ -52,26 +56,27 @@ def newline_of(config: LlavaConfig, tensors: TensorSource) -> np.ndarray | None:
 
 
 def engine_in_memory(
+    kind: type[E],
     config: LlavaConfig,
     tensors: TensorSource,
     formats: Formats,
     progress: Progress | None = None,
     calibration: Calibration | None = None,
-) -> OpenVINOEngine:
+) -> E:
     """An engine of `tensors` in `formats`, with nothing written to the disk."""
     models = dict(build(config, tensors, formats, progress, calibration))
-    return _compiled(config, models, formats, newline_of(config, tensors))
+    return _compiled(kind, config, models, formats, newline_of(config, tensors))
 
 
 def engine_from_folder(
-    folder: Path, config: LlavaConfig, formats: Formats, image_newline: np.ndarray | None
-) -> OpenVINOEngine:
+    kind: type[E], folder: Path, config: LlavaConfig, formats: Formats, image_newline: np.ndarray | None
+) -> E:
     """The engine of graphs that were written to `folder`. Raises `LlavaError` for a file that cannot be read."""
     paths = {name: folder / f"{name}.xml" for name in (DECODER, EMBEDDING, VISION)}
     for path in paths.values():
         _check_whole(path)
     with released(folder / f"{DECODER}.bin"):
-        return _compiled(config, paths, formats, image_newline)
+        return _compiled(kind, config, paths, formats, image_newline)
 
 
 def _check_whole(path: Path) -> None:
@@ -95,21 +100,26 @@ def _core() -> Core:
 
 
 def _compiled(
-    config: LlavaConfig, sources: Mapping[str, Model | Path], formats: Formats, image_newline: np.ndarray | None
-) -> OpenVINOEngine:
+    kind: type[E],
+    config: LlavaConfig,
+    sources: Mapping[str, Model | Path],
+    formats: Formats,
+    image_newline: np.ndarray | None,
+) -> E:
     core = _core()
-    other = formats.other_settings()
 
     def compiled(name: str, settings: dict[str, Any]) -> openvino.CompiledModel:
+        source = sources[name]
         try:
-            return core.compile_model(sources[name], "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
+            model = source if isinstance(source, Model) else core.read_model(source)
+            if name == DECODER and issubclass(kind, OpenVINOBatchEngine):
+                model = for_many(model)
+            return core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-200:]
-            raise LlavaError(f"{sources[name]}: OpenVINO cannot make a model of it ({reason})") from None
+            raise LlavaError(f"{source}: OpenVINO cannot make a model of it ({reason})") from None
 
+    other = formats.other_settings()
     decoder = compiled(DECODER, formats.decoder_settings())
     config = replace(config, dtype=f"openvino {formats.weights}")  # what evaluations note of their settings
-    engine = OpenVINOEngine(config, decoder, compiled(EMBEDDING, other), compiled(VISION, other), image_newline)
-    engine.decode(np.zeros(1, np.int64))  # the plug-in packs the decoder's matrices when it first runs
-    engine.reset()
-    return engine
+    return kind(Inputs(config, compiled(EMBEDDING, other), compiled(VISION, other), image_newline), decoder)
