@@ -1,4 +1,5 @@
-"""Sequences side by side: to the bit, what each says does not depend on who runs with it or what was known before."""
+"""Sequences side by side: what each says does not depend on who runs with it or what was known before; to the bit with
+AVX-512, where a row of a product does not depend on how many there are, and to rounding with other kernels."""
 
 from __future__ import annotations
 
@@ -12,10 +13,16 @@ from paddle_llava import LlavaForConditionalGeneration
 from paddle_llava.demo.model import write_untrained
 from paddle_llava.engines.paddle import PaddleEngine
 from paddle_llava.engines.paddle_batch import PaddleBatchEngine
+from paddle_llava.environment import cpu_info
 from paddle_llava.generation.batch import Work
 from reference_cases import FIXTURES
 
 NEW = 4
+TO_THE_BIT = "avx512f" in cpu_info().get("flags", "").split()
+
+
+def same(found: np.ndarray, expected: np.ndarray) -> bool:
+    return np.array_equal(found, expected) if TO_THE_BIT else float(np.abs(found - expected).max()) < 1e-4
 
 
 @pytest.fixture(scope="module", params=["v1_5", "demo", "street"])
@@ -87,7 +94,7 @@ def test_the_same_bits_together(engine: PaddleBatchEngine, prompts: list[np.ndar
         for n, row in zip(going, engine.step(work), strict=False):
             rows[n].append(row)
     for found, expected in zip(rows, alone, strict=True):
-        assert np.array_equal(np.stack(found), expected)
+        assert same(np.stack(found), expected)
 
 
 @pytest.mark.parametrize("known", [1, 63, 64, 65])
@@ -103,7 +110,7 @@ def test_the_same_bits_with_a_known_beginning(
         copy = engine.fork(earlier, known)
         earlier.rewind(known)
         for sequence in (copy, earlier):
-            assert np.array_equal(prefill(engine, sequence, ids[known:]), expected[0])
+            assert same(prefill(engine, sequence, ids[known:]), expected[0])
 
 
 def test_a_copy_is_one(engine: PaddleBatchEngine, prompts: list[np.ndarray]) -> None:
@@ -129,7 +136,7 @@ def test_pictures_in_parts(engine: PaddleBatchEngine) -> None:
     whole = engine.step([Work(engine.new_sequence(), ids, [features])])
     sequence, cut = engine.new_sequence(), 12
     engine.step([Work(sequence, ids[:cut], [features[: cut - 2]])])
-    assert np.array_equal(engine.step([Work(sequence, ids[cut:], [features[cut - 2 :]])]), whole)
+    assert same(engine.step([Work(sequence, ids[cut:], [features[cut - 2 :]])]), whole)
 
 
 def test_a_step_that_fails_changes_nothing(engine: PaddleBatchEngine, prompts: list[np.ndarray]) -> None:

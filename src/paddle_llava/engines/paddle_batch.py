@@ -13,8 +13,8 @@ from paddle_llava.models.kv_cache import CHUNK, KVCache
 from paddle_llava.models.llava import LlavaNetwork
 from paddle_llava.models.side_by_side import SideBySide, Span
 
-# Products of fewer rows take another way through MKL, and round otherwise; with an output head that is the transposed
-# embeddings, of fewer than sixteen.
+# With AVX-512, products of fewer rows take another way through MKL, and round otherwise; with an output head that is
+# the transposed embeddings, of fewer than sixteen.
 FEWEST_ROWS = 2
 FEWEST_LOGITS = 16
 
@@ -23,7 +23,7 @@ class PaddleBatchEngine:
     """A `BatchEngine` over a `LlavaNetwork`; a sequence is a `KVCache`."""
 
     max_tokens = 256
-    """The rows of one step up to which a row's bits do not depend on the others."""
+    """The rows of one step up to which, with AVX-512, a row's bits do not depend on the others."""
 
     def __init__(self, network: LlavaNetwork) -> None:
         self.network = network

@@ -1,9 +1,10 @@
 """Several sequences that run in one batch, each with a KV cache of its own.
 
 The products with the weights are made for all tokens together; attention goes sequence by sequence, each over exactly
-its own keys. So nobody's memory is padded to the longest, and a sequence's result is bit for bit the same whoever runs
-beside it: a row of a product does not depend on how many there are, as long as there are two (measured with MKL from 2
-to 256 rows, see `tests/engines/test_paddle_batch.py`), and attention never sees the others.
+its own keys. So nobody's memory is padded to the longest, and attention never sees the others. On processors with
+AVX-512 a sequence's result is bit for bit the same whoever runs beside it: a row of a product does not depend on how
+many there are, as long as there are two (measured with MKL from 2 to 256 rows, see
+`tests/engines/test_paddle_batch.py`). Without it, MKL rounds otherwise at some counts.
 """
 
 from __future__ import annotations
