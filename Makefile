@@ -16,7 +16,7 @@ setup: $(BIN)/llava ## make .venv with the llava command
 $(BIN)/llava: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Setting up $(VENV) (PaddlePaddle and OpenVINO are a 250 MB download; a minute or two) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(PADDLE)]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(PADDLE),serve]'
 	@touch $@
 
 $(VENV)/.test: $(BIN)/llava

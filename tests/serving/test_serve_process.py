@@ -176,3 +176,13 @@ def test_mistakes_on_the_command_line(
         known = {"model": demo_checkpoint, "taken": taken.getsockname()[1]}
         assert main(["serve", *(flag.format(**known) for flag in flags)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_missing_package_is_told_with_the_remedy(
+    demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "paddle_llava.serving.server")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", "--model-path", str(demo_checkpoint)]) == 2
+    said = capsys.readouterr().err
+    assert f"uvicorn is missing; install it with: {sys.executable} -m pip install 'paddle-llava[serve]'" in said

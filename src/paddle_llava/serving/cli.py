@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -56,13 +57,12 @@ def serve_command(
     if model_path is None:
         raise LlavaError("--model-path is missing: give a name such as llava-hf/llava-1.5-7b-hf, or a folder")
     try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
+        from paddle_llava.serving.limits import ServingLimits
+        from paddle_llava.serving.server import listen, log_to_stderr, open_service, serve
     except ImportError as error:
-        raise LlavaError(f"{error.name} is missing; install it with: pip install 'paddle-llava[serve]'") from None
-    from paddle_llava.serving.limits import ServingLimits
-    from paddle_llava.serving.server import listen, log_to_stderr, open_service, serve
+        raise LlavaError(
+            f"{error.name} is missing; install it with: {sys.executable} -m pip install 'paddle-llava[serve]'"
+        ) from None
 
     limits = ServingLimits(
         max_batch=max_batch,
