@@ -103,7 +103,7 @@ LLAVA = [
 def test_there_is_something_to_check() -> None:
     assert len(LLAVA) > 30
     assert sum(len(links(page)) for page in PAGES) > 100
-    assert len(TWINS) == 3
+    assert len(TWINS) == 4
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
