@@ -153,7 +153,8 @@ def test_rounded_weights_stay_near(name: str, weights: str, error: float) -> Non
     inputs = loaded.inputs("batch")
     rounded, whole = loaded.engine.prefill(inputs), exact.prefill(inputs)
     assert np.sqrt(np.mean((rounded - whole) ** 2)) < error * whole.std()
-    assert np.abs(rounded - whole).max() > 1e-3
+    if weights != "bf16":  # which some of the fixtures are in, and some processors then compute as float32
+        assert np.abs(rounded - whole).max() > 1e-3
 
 
 def layers_of(engine: OpenVINOEngine) -> tuple[Counter[str], Counter[str]]:
