@@ -23,6 +23,7 @@ from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
 from paddle_llava.engines.openvino.graphs import engine_in_memory
 from paddle_llava.pretrained import find_pretrained
+from parting_rows import check_parting_rows
 from reference_cases import ANSWER_TOKENS, CASES, CHECKPOINTS, CONVERSATIONS, FIXTURES, PHOTOS, TOLERANCE
 
 SMALL = LlavaConfig(
@@ -279,3 +280,13 @@ def test_ctrl_c_is_heard_after_engines_came_and_went() -> None:
         [sys.executable, "-c", COME_AND_GO, FIXTURES / "v1_5"], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
+def test_several_rows_go_on_from_one(loaded: Loaded) -> None:
+    single = engine_of("v1_5" if loaded.engine.config.image_grid_pinpoints is None else "v1_6", "f32")
+
+    def alone(ids: list[int]) -> np.ndarray:
+        single.reset()
+        return single.prefill({"input_ids": np.array([ids])})[0]
+
+    check_parting_rows(loaded.engine, alone)

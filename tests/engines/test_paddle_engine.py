@@ -8,6 +8,7 @@ import pytest
 
 from paddle_llava import LlavaForConditionalGeneration, LlavaProcessor
 from paddle_llava.engines.paddle import PaddleEngine
+from parting_rows import check_parting_rows
 from reference_cases import CASES, CHECKPOINTS, FIXTURES
 
 
@@ -87,3 +88,7 @@ def test_nothing_of_an_earlier_batch_stays(model: LlavaForConditionalGeneration,
 def test_no_gradient_is_kept(model: LlavaForConditionalGeneration, batch: dict[str, Any]) -> None:
     features = PaddleEngine(model).encode_images(batch["pixel_values"], batch["image_sizes"])
     assert all(picture.stop_gradient for picture in features)
+
+
+def test_several_rows_go_on_from_one(model: LlavaForConditionalGeneration) -> None:
+    check_parting_rows(PaddleEngine(model), lambda ids: model(paddle.to_tensor([ids])).logits.numpy()[0, -1])

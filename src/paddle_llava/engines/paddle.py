@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ class PaddleEngine:
     """Runs a `LlavaNetwork` over a growing KV cache.
 
     What an engine is to generation: `prefill` and `decode` give the next token's logits as float32 numpy
-    [batch, vocab_size] and remember the tokens; `rewind` forgets from a position on; `length` is how many positions
-    are held; `encode_images` gives features that later prefills take instead of pixels.
+    [batch, vocab_size] and remember the tokens; `rewind` forgets from a position on; `take_rows` lets several rows go
+    on from one; `length` is how many positions are held; `encode_images` gives features that later prefills take
+    instead of pixels.
     """
 
     def __init__(self, network: LlavaNetwork) -> None:
@@ -43,15 +44,16 @@ class PaddleEngine:
         """Run the tokens `inputs["input_ids"]` [batch, length] after those held; logits of the last position.
 
         Pictures come as `pixel_values` and `image_sizes`, or as `image_features`. `attention_mask` [batch, length]
-        marks left padding and is only for the first prefill after a `reset`.
+        marks padding, which nobody looks at and which takes no position, at the left of what this prefill adds.
         """
         features = inputs.get("image_features")
         if features is None and inputs.get("pixel_values") is not None:
             features = self.encode_images(inputs["pixel_values"], inputs["image_sizes"])
-        mask = inputs.get("attention_mask")
+        ids, mask = np.asarray(inputs["input_ids"], dtype=np.int64), inputs.get("attention_mask")
         if mask is not None and not np.all(mask):
-            self._valid = np.asarray(mask, dtype=bool)
-        return self._run(np.asarray(inputs["input_ids"], dtype=np.int64), features or [])
+            held = self._held(len(ids), self.length)
+            self._valid = np.concatenate([held, np.asarray(mask, dtype=bool)], axis=1)
+        return self._run(ids, features or [])
 
     def decode(self, token_ids: np.ndarray) -> np.ndarray:
         """Run one token a row, `token_ids` int64 [batch]; logits of what follows."""
@@ -60,13 +62,25 @@ class PaddleEngine:
     def rewind(self, length: int) -> None:
         """Forget the positions from `length` on."""
         self._cache.rewind(length)
+        if self._valid is not None:
+            self._valid = self._valid[:, :length]
+
+    def take_rows(self, rows: Sequence[int]) -> None:
+        """Row i of what is held becomes what row `rows[i]` was."""
+        with paddle.no_grad():
+            self._cache.take_rows(list(rows))
+        if self._valid is not None:
+            self._valid = self._valid[list(rows)]
+
+    def _held(self, batch: int, length: int) -> np.ndarray:
+        """bool [batch, length], False on the padding among the first `length` positions."""
+        valid = np.ones((batch, 0), dtype=bool) if self._valid is None else self._valid
+        return np.pad(valid, [(0, 0), (0, length - valid.shape[1])], constant_values=True)
 
     def _run(self, input_ids: np.ndarray, image_features: list[Any]) -> np.ndarray:
         mask = None
         if self._valid is not None:
-            missing = self._cache.length + input_ids.shape[1] - self._valid.shape[1]
-            self._valid = np.pad(self._valid, [(0, 0), (0, max(missing, 0))], constant_values=True)
-            mask = paddle.to_tensor(self._valid[:, : self._cache.length + input_ids.shape[1]])
+            mask = paddle.to_tensor(self._held(len(input_ids), self.length + input_ids.shape[1]))
         with paddle.no_grad():
             output = self.network(
                 paddle.to_tensor(input_ids),

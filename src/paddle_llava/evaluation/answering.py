@@ -17,6 +17,7 @@ import numpy as np
 
 from paddle_llava.data.pictures import local_source, picture_size
 from paddle_llava.errors import LlavaError
+from paddle_llava.evaluation.beginnings import Part, shared_runs
 from paddle_llava.evaluation.records import Prediction, Question
 from paddle_llava.generation.generate import Engine, generate
 from paddle_llava.generation.sampling import SamplingParams
@@ -183,15 +184,14 @@ class Answerer:
 
     def _answers(self, batch: Sequence[_Asked], features: dict[str, Any]) -> list[str]:
         tokenizer = self.processor.tokenizer
-        in_order = [features[image] for it in batch for image in it.question.images]
-        counts = iter([encoded.shape[0] for encoded in in_order])
-        rows = [self.processor.expand_image_tokens(it.ids, counts) for it in batch]
-        inputs = pad_left(rows, self.processor.padding_id) | {"image_features": in_order}
         params = replace(self.params, max_new_tokens=batch[0].question.max_new_tokens)
+        questions = [Part(tuple(it.ids), it.question.images) for it in batch]
+        whole = self._inputs(questions, features)
+        inputs = self._begin(questions, features, params.max_new_tokens) or whole
         answers: list[list[int]] = [[] for _ in batch]
         going = set(range(len(batch)))
-        self.engine.reset()
-        for tokens in generate(self.engine, inputs, params, stop_ids=self._stop_ids):
+        steps = generate(self.engine, inputs, params, prompt_ids=whole["input_ids"], stop_ids=self._stop_ids)
+        for tokens in steps:
             for row in sorted(going):
                 if tokens[row] in self._stop_ids:
                     going.discard(row)
@@ -202,6 +202,28 @@ class Answerer:
             if not going:
                 break
         return [self._cut(tokenizer.decode(ids))[0].strip() for ids in answers]
+
+    def _begin(self, questions: list[Part], features: dict[str, Any], longest: int) -> dict[str, Any] | None:
+        """Run what several questions begin with; what is left of each to run.
+
+        None, and nothing is run, where the padding of several runs would leave no room for the `longest` answer.
+        """
+        self.engine.reset()
+        runs = shared_runs(questions, self.processor.config.image_token_id)
+        inputs = [self._inputs(run.parts, features) for run in runs]
+        length = sum(one["input_ids"].shape[1] for one in inputs)
+        if length + longest > self.processor.config.text.max_position_embeddings:
+            return None
+        for one, following in zip(inputs, runs[1:], strict=False):
+            self.engine.prefill(one)
+            self.engine.take_rows(following.rows)
+        return inputs[-1]
+
+    def _inputs(self, parts: Sequence[Part], features: dict[str, Any]) -> dict[str, Any]:
+        in_order = [features[image] for part in parts for image in part.images]
+        counts = iter([encoded.shape[0] for encoded in in_order])
+        rows = [self.processor.expand_image_tokens(part.ids, counts) for part in parts]
+        return pad_left(rows, self.processor.padding_id) | {"image_features": in_order}
 
     def _cut(self, text: str) -> tuple[str, bool]:
         """An answer up to the first stop string, and whether there was one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ class Engine(Protocol):
     def prefill(self, inputs: Mapping[str, Any]) -> np.ndarray: ...
     def decode(self, token_ids: np.ndarray) -> np.ndarray: ...
     def rewind(self, length: int) -> None: ...
+    def take_rows(self, rows: Sequence[int]) -> None: ...
 
 
 def generate(

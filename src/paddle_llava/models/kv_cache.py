@@ -39,6 +39,12 @@ class KVCache:
             raise ValueError(f"cannot rewind to {length}: the cache holds {self.length} positions")
         self.length = length
 
+    def take_rows(self, rows: list[int]) -> None:
+        """Row i becomes what row `rows[i]` was."""
+        index = paddle.to_tensor(rows)
+        for buffers in (self.keys, self.values):
+            buffers[:] = [None if buffer is None else paddle.gather(buffer, index) for buffer in buffers]
+
     def copy(self, length: int) -> KVCache:
         """A cache with the first `length` positions of this one."""
         if not 0 <= length <= self.length:

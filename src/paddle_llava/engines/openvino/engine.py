@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class OpenVINOEngine:
         """Run the tokens `inputs["input_ids"]` [batch, length] after those held; logits of the last position.
 
         Pictures come as `pixel_values` and `image_sizes`, or as `image_features`. `attention_mask` [batch, length]
-        marks left padding and is only for the first prefill after a `reset`.
+        marks padding, which nobody looks at and which takes no position, at the left of what this prefill adds.
         """
         features = inputs.get("image_features")
         if features is None and inputs.get("pixel_values") is not None:
@@ -77,6 +77,12 @@ class OpenVINOEngine:
         forgotten = self._mask.shape[1] - length
         if forgotten >= COMPACT_FROM and 3 * forgotten >= self._mask.shape[1]:
             self._compact()
+
+    def take_rows(self, rows: Sequence[int]) -> None:
+        """Row i of what is held becomes what row `rows[i]` was."""
+        for state in self._request.query_state():
+            state.state = Tensor(np.ascontiguousarray(state.state.data[list(rows)]))
+        self._mask = self._mask[list(rows)]
 
     def _compact(self) -> None:
         for state in self._request.query_state():
