@@ -15,6 +15,7 @@ from paddle_llava.evaluation.answering import Answerer
 from paddle_llava.evaluation.records import Question
 from paddle_llava.processing.images import ImageProcessor
 from paddle_llava.processing.templates import TEMPLATES
+from recording import RecordingEngine
 
 
 def answers(answerer: Answerer, questions: list[Question]) -> dict[str, str]:
@@ -73,6 +74,35 @@ def test_each_picture_is_encoded_once(parts: tuple[PaddleEngine, LlavaProcessor]
     half = [replace(question, max_new_tokens=1 + place % 2) for place, question in enumerate(questions)]
     answers(answerer, half)
     assert answerer.encoded_images == 4
+
+
+def test_what_questions_begin_with_alike_is_run_once(
+    parts: tuple[PaddleEngine, LlavaProcessor], questions: list[Question]
+) -> None:
+    engine, processor = RecordingEngine(parts[0].network), parts[1]
+    answerer = Answerer(engine, processor)
+    answers(answerer, questions)
+    assert len(engine.prefilled) == 3  # the system's text, four pictures, twelve questions
+    assert sum(engine.prefilled) == max(answerer._tokens(question).length for question in questions)
+
+
+def test_nothing_is_shared_where_padding_leaves_no_room(
+    parts: tuple[PaddleEngine, LlavaProcessor], questions: list[Question]
+) -> None:
+    engine, processor = RecordingEngine(parts[0].network), parts[1]
+    told = [
+        replace(questions[0], id=str(number), system=system, prompt=prompt)
+        for number, (system, prompt) in enumerate([("a " * 40, "b"), ("a", "b " * 40)] * 2)
+    ]
+    alone = answers(Answerer(engine, processor, batch_size=1), told)
+    longest = max(Answerer(engine, processor)._tokens(question).length for question in told)
+    text = replace(processor.config.text, max_position_embeddings=longest + told[0].max_new_tokens)
+    config = replace(processor.config, text=text)
+    tight = LlavaProcessor(config, processor.image_processor, processor.tokenizer, processor.template)
+    for own, runs in ((processor, 2), (tight, 1)):
+        engine.prefilled.clear()
+        assert answers(Answerer(engine, own), told) == alone
+        assert len(engine.prefilled) == runs
 
 
 def test_features_that_do_not_fit_are_let_go(
