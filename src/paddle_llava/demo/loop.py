@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import paddle
 from paddle import Tensor, nn
 
+from paddle_llava.allocator import keep_freed_memory
 from paddle_llava.data.pool import runner
-from paddle_llava.training.allocator import keep_freed_memory
 from paddle_llava.training.checkpoint import TrainerState, checkpoint_folders, load_checkpoint, save_checkpoint
 from paddle_llava.training.interruption import stop_requests
 from paddle_llava.training.optimizer import trainable

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_llava.allocator import keep_freed_memory
 from paddle_llava.data.pictures import local_source, picture_size
 from paddle_llava.errors import LlavaError
 from paddle_llava.evaluation.beginnings import Part, shared_runs
@@ -75,6 +76,7 @@ class Answerer:
 
         A question that cannot be asked, for its pictures or its length, is answered with an `error`.
         """
+        keep_freed_memory()
         asked, failed = self._prepared(questions)
         if failed:
             yield failed

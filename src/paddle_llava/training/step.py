@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import paddle
 
+from paddle_llava.allocator import keep_freed_memory
 from paddle_llava.data.loader import Batches
 from paddle_llava.errors import LlavaError
 from paddle_llava.models.llava import LlavaNetwork
-from paddle_llava.training.allocator import keep_freed_memory
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.group_sharding import GroupSharding, with_picture
 from paddle_llava.training.loss_scale import loss_scaler

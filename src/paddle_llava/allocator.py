@@ -10,10 +10,10 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Keep it for the next step, where that can be asked for (glibc).
+    """Keep it for the next step of a training or the next batch of questions, where that can be asked for (glibc).
 
-    Left alone, glibc hands large blocks back to the system, which fills every page with zeros when the next step asks
-    for as many again: a third of the time that attention takes to learn on a CPU.
+    Left alone, glibc hands large blocks back to the system, which fills every page with zeros when as many are asked
+    for again: a third of the time that attention takes to learn on a CPU, a tenth of a small model's batches.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
