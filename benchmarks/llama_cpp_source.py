@@ -3,7 +3,7 @@
     python benchmarks/llama_cpp_source.py
 
 It needs pip with its index, CMake and a C++ compiler, takes ten minutes or so of two cores, and stays in
-`~/.cache/paddle-llava-bench` (or below `XDG_CACHE_HOME`).
+`~/.cache/paddle-llava-bench` (or below `XDG_CACHE_HOME`), for each kind of processor in a folder of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import os
 import subprocess
 import sys
 import tarfile
+import zlib
 from pathlib import Path
+
+from paddle_llava.environment import cpu_info
 
 VERSION = "0.3.36"
 UNUSED = ("TESTS", "EXAMPLES", "SERVER", "APP")
@@ -20,7 +23,9 @@ UNUSED = ("TESTS", "EXAMPLES", "SERVER", "APP")
 
 def cache() -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return home / "paddle-llava-bench" / f"llama-cpp-{VERSION}"
+    # Libraries for one processor are slow on another, or end the process there: a machine in the cloud may change it.
+    processor = zlib.crc32(cpu_info().get("flags", "").encode())
+    return home / "paddle-llava-bench" / f"llama-cpp-{VERSION}-{processor:08x}"
 
 
 def prepare_import() -> None:
@@ -47,7 +52,7 @@ def build() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pip = [sys.executable, "-m", "pip"]
     name = f"llama-cpp-python=={VERSION}"
-    _run(*pip, "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", folder, name)
+    _run(*pip, "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python", "--dest", folder, name)
     _run(*pip, "install", "--quiet", "--no-deps", "--upgrade", "--target", folder / "packages", "diskcache")
     with tarfile.open(folder / f"llama_cpp_python-{VERSION}.tar.gz") as archive:
         archive.extractall(folder, filter="data")
