@@ -35,7 +35,7 @@ class OpenVINOBuilder:
             openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
             del model
         save_companions(folder, config, tokenizer)
-        write_json(folder / SETTINGS, {"dtype": formats.weights, "group_size": formats.group_size})
+        write_json(folder / SETTINGS, {"dtype": formats.weights, "group_size": formats.group(config.text)})
         write_json(folder / "config.json", config_to_dict(config, "hf"))
         return (folder / f"{DECODER}.bin").stat().st_size
 

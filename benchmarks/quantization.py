@@ -162,17 +162,16 @@ def _model_table(folder: Path, data: Path | None, calibration_data: Path | None)
     pretrained = find_pretrained(folder)
     processor = LlavaProcessor.from_pretrained(folder)
     with pretrained.open_weights() as tensors:
-        layers = pretrained.config.text.num_hidden_layers
         held_out = calibration_inputs(processor, data, seed=HELD_OUT)
         exact = _logits(tensors, pretrained.config, held_out)
         rows = [["float32", *_figures(exact, exact, held_out)]]
         for choice in CHOICES:
-            forms = choice.formats.layers(layers)
+            forms = choice.formats.layers(pretrained.config.text)
             calibration = Calibration()
             if choice.calibrated:
                 inside = [number for number, form in enumerate(forms) if form.name == "int4"]
                 inputs = calibration_inputs(processor, calibration_data)
-                group = choice.formats.group_size
+                group = choice.formats.group(pretrained.config.text)
                 calibration = calibrate(pretrained.config, tensors, inputs, inside, group)
             rounded = Rounded(tensors, forms, choice, calibration)
             rows.append([choice.name, *_figures(exact, _logits(rounded, pretrained.config, held_out), held_out)])

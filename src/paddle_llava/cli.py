@@ -238,7 +238,10 @@ def export_command(
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="A new folder.")] = None,
     to: Annotated[str, typer.Option(help="The only one so far: openvino.")] = "openvino",
     weights: Annotated[str, typer.Option(help="int4, int8, bf16 or f32.")] = "int8",
-    group_size: Annotated[int, typer.Option(help="Neighbours that share a scale with int4: 32, 64 or 128.")] = 128,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="Neighbours that share a scale with int4: 32, 64 or 128; default: 128, of narrow models 32."),
+    ] = None,
     lora_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter, merged on the way.")] = None,
     calibrate: Annotated[
         Path | None,

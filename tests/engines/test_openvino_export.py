@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,19 @@ def test_a_folder_is_a_model_by_itself(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 def test_rounded_weights_are_read_back_as_written(weights: str, tmp_path: Path) -> None:
-    export(FIXTURES / "v1_6", tmp_path / "out", Formats(weights, 32))
+    export(FIXTURES / "v1_6", tmp_path / "out", Formats(weights))
     assert Exported.read(tmp_path / "out").formats == Formats(weights, 32)
     from_folder = logits(*open_model(str(tmp_path / "out")))
     in_memory = logits(*open_model(str(FIXTURES / "v1_6"), weights=weights))
-    if weights != "int4":  # whose groups are of 128 in memory
-        assert np.abs(from_folder - in_memory).max() < 1e-5
+    assert np.abs(from_folder - in_memory).max() < 1e-5
     assert np.abs(from_folder - expected("v1_6")).max() < 3
+
+
+@pytest.mark.parametrize(("asked", "width", "group"), [(None, 256, 32), (None, 4096, 128), (128, 256, 128)])
+def test_groups_of_narrow_models_are_small_unless_asked_for(asked: int | None, width: int, group: int) -> None:
+    model = replace(find_pretrained(FIXTURES / "v1_6").config.text, hidden_size=width, num_hidden_layers=3)
+    forms = Formats("int4", asked).layers(model)
+    assert [(form.name, form.group_size) for form in forms] == [("int8", None), ("int4", group), ("int8", None)]
 
 
 def test_an_original_layout_gets_its_image_token(tmp_path: Path) -> None:

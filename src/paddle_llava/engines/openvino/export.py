@@ -85,7 +85,7 @@ def _write(
         config = pretrained.config
         if layout == "hf":
             tensors, config = extend_vocabulary(tensors, config)
-        _check_space(folder, tensors, formats)
+        _check_space(folder, tensors, formats.bytes_per_parameter(config.text))
         for name, model in build(config, tensors, formats, progress, calibration):
             try:
                 openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
@@ -100,7 +100,7 @@ def _write(
         raw["conv_mode"] = processor.template.name
     if newline is not None:
         raw["image_newline"] = newline.tolist()  # where openvino_genai looks for it, and we too
-    write_json(folder / SETTINGS, {"dtype": formats.weights, "group_size": formats.group_size})
+    write_json(folder / SETTINGS, {"dtype": formats.weights, "group_size": formats.group(config.text)})
     write_json(folder / "config.json", raw)
 
 
@@ -119,11 +119,9 @@ def calibrated(
         return Calibration()
     with importing_paddle():
         from paddle_llava.engines.openvino.calibrate import calibrate
-    layers = [
-        number for number, form in enumerate(formats.layers(config.text.num_hidden_layers)) if form.name == "int4"
-    ]
+    layers = [number for number, form in enumerate(formats.layers(config.text)) if form.name == "int4"]
     conversations = calibration_inputs(processor, data)
-    return calibrate(config, tensors, conversations, layers, formats.group_size, progress)
+    return calibrate(config, tensors, conversations, layers, formats.group(config.text), progress)
 
 
 def with_adapter(weights: TensorSource, pretrained: Pretrained, lora_path: str | Path | None) -> TensorSource:
@@ -178,9 +176,9 @@ def _layout(config: LlavaConfig) -> Layout:
     return "original" if config.projector_type != "mlp2x_gelu" or anyres_without_unpad else "hf"
 
 
-def _check_space(folder: Path, tensors: TensorSource, formats: Formats) -> None:
+def _check_space(folder: Path, tensors: TensorSource, bytes_per_parameter: float) -> None:
     parameters = sum(int(np.prod(tensors.shape(name))) for name in tensors.names())
-    needed = int(parameters * formats.bytes_per_parameter)
+    needed = int(parameters * bytes_per_parameter)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise LlavaError(f"{folder.parent}: the disk is too full: {needed} bytes are needed, {free} are free")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paddle_llava.config import TextConfig
 from paddle_llava.errors import LlavaError, did_you_mean
 
 WEIGHTS = ("int4", "int8", "bf16", "f32")
 GROUP_SIZES = (32, 64, 128)
+NARROW = 1024
+"""Hidden sizes of narrow models are below: groups of 128 make them worse, and small ones cost them little."""
 
 
 @dataclass(frozen=True)
@@ -20,23 +23,28 @@ class Format:
 
 @dataclass(frozen=True)
 class Formats:
-    """What `--weights` and `--group-size` stand for, part by part."""
+    """What `--weights` and `--group-size` stand for, part by part; without a group size it follows from the model."""
 
     weights: str
-    group_size: int = 128
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.weights not in WEIGHTS:
             near = did_you_mean(self.weights, WEIGHTS)
             raise LlavaError(f"weights {self.weights[:40]!r} are not one of {', '.join(WEIGHTS)}{near}")
-        if self.group_size not in GROUP_SIZES:
+        if self.group_size not in (None, *GROUP_SIZES):
             raise LlavaError(f"group size {self.group_size} is not one of {', '.join(map(str, GROUP_SIZES))}")
 
-    def layers(self, count: int) -> list[Format]:
+    def group(self, model: TextConfig) -> int:
+        """The group size: 128, and 32 of a narrow model, unless one was asked for."""
+        return self.group_size or (32 if model.hidden_size < NARROW else 128)
+
+    def layers(self, model: TextConfig) -> list[Format]:
         """Of the decoder's layers. With int4 the first and the last one, on which answers depend most, stay int8."""
+        count = model.num_hidden_layers
         if self.weights != "int4":
             return [self.rest] * count
-        four_bits = Format("int4", self.group_size)
+        four_bits = Format("int4", self.group(model))
         return [self.rest if layer in (0, count - 1) else four_bits for layer in range(count)]
 
     @property
@@ -44,17 +52,16 @@ class Formats:
         """Of the vision tower, the projector, the token embedding and the output head."""
         return Format("int8" if self.weights == "int4" else self.weights)
 
-    @property
-    def bytes_per_parameter(self) -> float:
+    def bytes_per_parameter(self, model: TextConfig) -> float:
         """About, on the disk."""
-        return {"f32": 4.0, "bf16": 2.0, "int8": 1.01, "int4": 0.5 + 2.5 / self.group_size + 0.1}[self.weights]
+        return {"f32": 4.0, "bf16": 2.0, "int8": 1.01, "int4": 0.5 + 2.5 / self.group(model) + 0.1}[self.weights]
 
-    def decoder_settings(self) -> dict[str, str]:
+    def decoder_settings(self, model: TextConfig) -> dict[str, str]:
         """How the plug-in computes the decoder."""
         if self.weights == "f32":
             return {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
         if self.weights == "int4":  # which bfloat16 makes slower
-            return {"INFERENCE_PRECISION_HINT": "f32", **_activations(self.group_size)}
+            return {"INFERENCE_PRECISION_HINT": "f32", **_activations(self.group(model))}
         return self.other_settings()
 
     def other_settings(self) -> dict[str, str]:

@@ -43,7 +43,7 @@ def build(
     weights = Weights(Folded(tensors, calibration), progress, calibration.importance)
     yield VISION, vision_graph(config, weights, formats.rest)
     yield EMBEDDING, text_embedding_graph(config, weights, formats.rest)
-    layers = formats.layers(config.text.num_hidden_layers)
+    layers = formats.layers(config.text)
     yield DECODER, decoder_graph(config.text, weights, layers, formats.rest)
     weights.finish()
 
@@ -120,6 +120,6 @@ def _compiled(
             raise LlavaError(f"{source}: OpenVINO cannot make a model of it ({reason})") from None
 
     other = formats.other_settings()
-    decoder = compiled(DECODER, formats.decoder_settings())
+    decoder = compiled(DECODER, formats.decoder_settings(config.text))
     config = replace(config, dtype=f"openvino {formats.weights}")  # what evaluations note of their settings
     return kind(Inputs(config, compiled(EMBEDDING, other), compiled(VISION, other), image_newline), decoder)
