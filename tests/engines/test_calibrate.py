@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -61,6 +62,20 @@ def calibration(config: LlavaConfig, tensors: ArraySource) -> Calibration:
     result = calibrate(config, tensors, conversations, LAYERS, GROUP, lambda *done: told.append(done))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     return result
+
+
+def test_a_layer_leaves_the_memory_before_the_next_one_comes(config: LlavaConfig, tensors: ArraySource) -> None:
+    def matrices() -> int:
+        return sum(isinstance(it, paddle.nn.Linear) for it in gc.get_objects())
+
+    gc.collect()
+    before, living = matrices(), list[int]()
+    gc.disable()  # of a 7B the few objects of a layer are a gigabyte, which does not bring it about
+    try:
+        calibrate(config, tensors, [conversation(config, 0)], LAYERS, GROUP, lambda *_: living.append(matrices()))
+    finally:
+        gc.enable()
+    assert living == [before] * 4
 
 
 def logits(config: LlavaConfig, tensors: ArraySource | Folded | Rounded, seed: int = 100) -> np.ndarray:

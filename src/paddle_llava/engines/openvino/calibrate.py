@@ -74,20 +74,43 @@ def calibrate(
     for number in range(count):
         prefix = f"language_model.layers.{number}"
         layer = _loaded(lambda: LlamaLayer(config.text, 0), tensors, f"{prefix}.")
-        watched = [_Watch(layer, site) for site in SITES] if number in layers else []
-        with paddle.no_grad():
-            states = [layer(state, rotations[state.shape[1]]) for state in states]
-        for watch in watched:
-            if watch.mean_square.size % group_size:
-                continue  # stays in 8 bits
-            factors = watch.best_factors(config.text, group_size)
-            for linear in watch.site.linears:
-                result.factors[f"{prefix}.{linear}"] = factors
-                result.importance[f"{prefix}.{linear}"] = watch.mean_square / np.square(factors)
-            result.divisors[f"{prefix}.{watch.site.source}"] = _of_source(factors, watch.site, config.text)
+        if number in layers:
+            states = _watched(layer, prefix, states, rotations, config.text, group_size, result)
+        else:
+            states = _run(layer, states, rotations)
+        del layer  # or it would stay while the next one is read
         if progress:
             progress(number + 1, count)
     return result
+
+
+def _run(layer: LlamaLayer, states: list[Tensor], rotations: Mapping[int, Any]) -> list[Tensor]:
+    with paddle.no_grad():
+        return [layer(state, rotations[state.shape[1]]) for state in states]
+
+
+def _watched(
+    layer: LlamaLayer,
+    prefix: str,
+    states: list[Tensor],
+    rotations: Mapping[int, Any],
+    config: TextConfig,
+    group_size: int,
+    result: Calibration,
+) -> list[Tensor]:
+    """What the layer makes of `states`; what was seen meanwhile goes into `result`."""
+    watches = [_Watch(layer, site) for site in SITES]
+    states = _run(layer, states, rotations)
+    for watch in watches:
+        watch.stop()
+        if watch.mean_square.size % group_size:
+            continue  # stays in 8 bits
+        factors = watch.best_factors(config, group_size)
+        for linear in watch.site.linears:
+            result.factors[f"{prefix}.{linear}"] = factors
+            result.importance[f"{prefix}.{linear}"] = watch.mean_square / np.square(factors)
+        result.divisors[f"{prefix}.{watch.site.source}"] = _of_source(factors, watch.site, config)
+    return states
 
 
 def _embedded(config: LlavaConfig, tensors: TensorSource, conversations: Iterable[Mapping[str, Any]]) -> list[Tensor]:
@@ -125,7 +148,11 @@ class _Watch:
         self.linears = [attrgetter(name)(layer) for name in site.linears]
         self._squares = self._magnitudes = np.zeros(self.linears[0].weight.shape[0], np.float32)
         self._length, self._rows = 0, list[np.ndarray]()
-        self.linears[0].register_forward_pre_hook(self._see)
+        self._hook = self.linears[0].register_forward_pre_hook(self._see)
+
+    def stop(self) -> None:
+        """See no more. Until then this and the layer hold each other, and both stay in memory."""
+        self._hook.remove()
 
     def _see(self, _: nn.Layer, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].flatten(0, -2).numpy()
