@@ -75,8 +75,12 @@ def engine_from_folder(
     paths = {name: folder / f"{name}.xml" for name in (DECODER, EMBEDDING, VISION)}
     for path in paths.values():
         _check_whole(path)
-    with released(folder / f"{DECODER}.bin"):
-        return _compiled(kind, config, paths, formats, image_newline)
+    try:
+        decoder = _core().read_model(paths[DECODER])
+    except RuntimeError as error:
+        raise _refused(paths[DECODER], error) from None
+    with released(folder / f"{DECODER}.bin"):  # which wants the graph to be held
+        return _compiled(kind, config, {**paths, DECODER: decoder}, formats, image_newline)
 
 
 def _check_whole(path: Path) -> None:
@@ -90,6 +94,11 @@ def _check_whole(path: Path) -> None:
         raise LlavaError(f"{path}: cannot be read ({error.strerror}); export again") from None
     if first != b"<?xml" or not last.rstrip().endswith(b"</net>"):
         raise LlavaError(f"{path}: truncated or damaged; export again")
+
+
+def _refused(what: str | Path, error: RuntimeError) -> LlavaError:
+    reason = " ".join(str(error).split())[-200:]
+    return LlavaError(f"{what}: OpenVINO cannot make a model of it ({reason})")
 
 
 @cache
@@ -116,8 +125,7 @@ def _compiled(
                 model = for_many(model)
             return core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[-200:]
-            raise LlavaError(f"{source}: OpenVINO cannot make a model of it ({reason})") from None
+            raise _refused(source if isinstance(source, Path) else name, error) from None
 
     other = formats.other_settings()
     decoder = compiled(DECODER, formats.decoder_settings(config.text))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MAPS = Path("/proc/self/maps")
-PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4
+DONTNEED = 4  # MADV_DONTNEED: not mapped any more; unlike PAGEOUT it leaves them in the system's cache of the disk
 SECONDS = 0.1
 
 
@@ -18,9 +18,9 @@ def released(path: Path) -> Iterator[None]:
     """While the block runs, and at its end, give the mapped pages of the file at `path` back to the system.
 
     The CPU plug-in maps the file, and makes a packed copy of each matrix when it first runs; without this, original and
-    copy count as the process's memory together. A page that is wanted after all is read again from the file. Nothing is
-    lost where the plug-in has meanwhile let go of the file and something else lies at its address: such a page is only
-    swapped out, if at all. Elsewhere than on Linux nothing is done.
+    copy count as the process's memory together. A page that is wanted after all is mapped again. The caller holds the
+    graph that was read from the file while the block runs: else the file might be let go of, and the address be that of
+    something else by the time its pages are dropped. Elsewhere than on Linux nothing is done.
     """
     done = threading.Event()
 
@@ -50,4 +50,4 @@ def _release(path: Path) -> None:
         addresses, rights, _, _, _, *name = line.split(maxsplit=5)
         if name == [place] and "w" not in rights:
             start, end = (int(address, 16) for address in addresses.split("-"))
-            madvise(start, end - start, PAGEOUT)
+            madvise(start, end - start, DONTNEED)
