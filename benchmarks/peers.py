@@ -71,7 +71,7 @@ def watched(pid: int) -> Iterator[list[Memory]]:
     def look() -> None:
         nonlocal private
         while not over.wait(0.005):
-            private = max(private, status(pid)["RssAnon"])
+            private = max(private, status(pid).get("RssAnon", 0))
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
@@ -80,10 +80,11 @@ def watched(pid: int) -> Iterator[list[Memory]]:
     finally:
         over.set()
         watcher.join()
-        result.append(Memory(status(pid)["VmHWM"], private))
+        result.append(Memory(status(pid).get("VmHWM", 0), private))
 
 
 def status(pid: int) -> dict[str, int]:
+    """The kernel's account of a process's memory, in bytes; nothing of one that has ended."""
     rows = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
 

@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shape", choices=("0.1B", "0.15B", "1.1B"), default="0.1B")
     parser.add_argument("--mode", choices=("lora", "full"), nargs="+", default=["lora", "full"])
     parser.add_argument("--data", choices=("equal", "mixed", "grouped"), nargs="+", default=["equal", "mixed"])
-    parser.add_argument("--batch", type=int, default=8, help="samples of a step (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=4, help="samples of a step (default: %(default)s; 8 outgrow 24 GiB)")
     parser.add_argument("--rounds", type=int, default=5, help="steps measured (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each peer (default: %(default)s)")
     parser.add_argument("--scratch", type=Path, help="where the checkpoint is made, and removed afterwards")
