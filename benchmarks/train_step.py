@@ -1,6 +1,6 @@
 """How fast and in how much memory a model learns: here, and with `transformers` and `peft` on torch.
 
-    python benchmarks/train_step.py [--shape 0.1B] [--rounds 5] [--mode lora] [--data mixed]
+    python benchmarks/train_step.py [--shape 0.1B] [--rounds 5] [--mode lora] [--data mixed] [--batch 4]
 
 The same random weights, samples, optimizer (AdamW) and clipping, float32 and the same number of threads; the two take
 turns, step by step, each in its own process. Every step is one forward and backward pass over the whole batch. Where
@@ -15,7 +15,7 @@ features) beside a log-normal number of words' tokens (median 160, sigma 0.9, fr
 The samples of a `mixed` step are drawn at random, as LLaVA's trainer does with `group_by_modality_length` off.
 `grouped` (not measured unless named) draws them as it does with that setting on and 8 devices: all with a picture or
 none with one, and of each large batch a share that is even in sum, not in length. The padding is then no less: of 8
-padded samples' places 58% hold a token, 63% in `mixed`.
+padded samples' places 58% hold a token, 63% in `mixed`. The two together may want more than 24 GiB for batches of 8.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shape", choices=("0.1B", "0.15B", "1.1B"), default="0.1B")
     parser.add_argument("--mode", choices=("lora", "full"), nargs="+", default=["lora", "full"])
     parser.add_argument("--data", choices=("equal", "mixed", "grouped"), nargs="+", default=["equal", "mixed"])
-    parser.add_argument("--batch", type=int, default=4, help="samples of a step (default: %(default)s; 8 outgrow 24 GiB)")
+    parser.add_argument("--batch", type=int, default=4, help="samples of a step (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="steps measured (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of each peer (default: %(default)s)")
     parser.add_argument("--scratch", type=Path, help="where the checkpoint is made, and removed afterwards")
