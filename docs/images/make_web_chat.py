@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 def take(browser: Browser, url: str, name: str, questions: list[str], **options: Any) -> None:
     page = browser.new_page(reduced_motion="reduce", **options)
     page.goto(url)
+    page.evaluate("document.getElementById('temperature').value = 0")
     page.locator("#samples button").first.click()
     for number, question in enumerate(questions, 1):
         page.locator("#question").fill(question)

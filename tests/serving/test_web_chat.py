@@ -18,7 +18,9 @@ from PIL import Image
 from paddle_llava import LlavaForConditionalGeneration, LlavaProcessor
 from paddle_llava.demo.document import BUS_BOX
 from paddle_llava.engines.paddle_batch import PaddleBatchEngine
-from paddle_llava.processing.boxes import from_padded_frame
+from paddle_llava.processing.boxes import box_iou, from_padded_frame
+from paddle_llava.serving.limits import ServingLimits
+from paddle_llava.serving.server import open_service
 from scripted_server import scripted_service, service, serving
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -131,6 +133,21 @@ def test_a_conversation_with_a_box_in_the_picture(open_page: Open) -> None:
     first, *others = sent[-1]["messages"]
     assert first["content"][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
     assert all(isinstance(message["content"], str) for message in others)
+
+
+def test_a_conversation_with_the_embedded_model(open_page: Open) -> None:
+    with serving(open_service("street", ServingLimits())) as url:
+        page = open_page(url)
+        page.evaluate("document.getElementById('temperature').value = 0")
+        take_bus(page)
+        expect(ask(page, "Describe this picture.").locator(".text")).to_contain_text("red bus")
+        expect(ask(page, "描述这张照片").locator(".text")).to_contain_text("红色的公交车")
+        answer = ask(page, "给出公交车位置的坐标")
+        expect(answer.locator(".box")).to_be_visible()
+        answer.locator(".box").evaluate("box => Promise.all(box.getAnimations().map(it => it.finished))")
+        x1, y1, x2, y2 = place_in(answer.locator("img:not(.mark)"), answer.locator(".box"))
+        # The picture is as wide as its square frame, and is padded above and below.
+        assert box_iou((x1, (y1 * 480 + 80) / 640, x2, (y2 * 480 + 80) / 640), BUS_BOX) > 0.8
 
 
 def test_the_embedded_model(open_page: Open, demo_checkpoint: Path) -> None:
