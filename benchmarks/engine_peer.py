@@ -80,9 +80,10 @@ class EnginePeer:
 def _imported(kind: str) -> Any:
     """What makes an engine of a folder and the image token's id."""
     if kind == "openvino":
+        from paddle_llava.engines.openvino.engine import OpenVINOEngine
         from paddle_llava.engines.openvino.export import Exported
 
-        return lambda folder, _: Exported.read(folder).engine()
+        return lambda folder, _: Exported.read(folder).engine(OpenVINOEngine)
     if kind == "paddle":
         with importing_paddle():
             from paddle_llava import LlavaForConditionalGeneration
