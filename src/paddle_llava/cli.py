@@ -21,7 +21,7 @@ from paddle_llava.data.cli import data_app
 from paddle_llava.demo.cli import demo_app
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.evaluation.cli import eval_app
-from paddle_llava.options import AsJson, ConvMode, Debug, Device, Dtype, EngineName, LoraPath, ModelPath, WeightFormat
+from paddle_llava.flags import AsJson, ConvMode, Debug, Device, Dtype, EngineName, LoraPath, ModelPath, WeightFormat
 from paddle_llava.serving.cli import serve_command
 from paddle_llava.training.cli import OVERRIDES, finetune, pretrain
 
@@ -39,7 +39,6 @@ app = typer.Typer(
         "token_normalize_func": lambda name: name.replace("_", "-"),  # --model_path is --model-path; values stay
     },
 )
-
 
 ImageFiles = Annotated[
     list[str] | None, typer.Option("--image-file", metavar="PATH|URL", help="A picture; may be repeated.")

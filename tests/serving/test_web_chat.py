@@ -18,7 +18,7 @@ from PIL import Image
 from paddle_llava import LlavaForConditionalGeneration, LlavaProcessor
 from paddle_llava.demo.document import BUS_BOX
 from paddle_llava.engines.paddle_batch import PaddleBatchEngine
-from paddle_llava.processing.boxes import box_iou, from_padded_frame
+from paddle_llava.processing.boxes import box_iou, from_padded_frame, to_padded_frame
 from paddle_llava.serving.limits import ServingLimits
 from paddle_llava.serving.server import open_service
 from scripted_server import scripted_service, service, serving
@@ -146,11 +146,10 @@ def test_a_conversation_with_the_embedded_model(open_page: Open) -> None:
         expect(answer.locator(".box")).to_be_visible()
         answer.locator(".box").evaluate("box => Promise.all(box.getAnimations().map(it => it.finished))")
         x1, y1, x2, y2 = place_in(answer.locator("img:not(.mark)"), answer.locator(".box"))
-        # The picture is as wide as its square frame, and is padded above and below.
-        assert box_iou((x1, (y1 * 480 + 80) / 640, x2, (y2 * 480 + 80) / 640), BUS_BOX) > 0.8
+        assert box_iou(to_padded_frame((x1 * 640, y1 * 480, x2 * 640, y2 * 480), 640, 480), BUS_BOX) > 0.8
 
 
-def test_the_embedded_model(open_page: Open, demo_checkpoint: Path) -> None:
+def test_a_random_model(open_page: Open, demo_checkpoint: Path) -> None:
     """Whatever it says: the whole way from the page through the server and the network, and back."""
     model = LlavaForConditionalGeneration.from_pretrained(demo_checkpoint)
     processor = LlavaProcessor.from_pretrained(demo_checkpoint)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from paddle_llava.errors import LlavaError
-from paddle_llava.options import AsJson, ConvMode, Debug, ModelPath
+from paddle_llava.flags import AsJson, ConvMode, Debug, ModelPath
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Work with training data.")
 

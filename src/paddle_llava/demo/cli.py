@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from paddle_llava.options import Debug
+from paddle_llava.flags import Debug
 
 demo_app = typer.Typer(rich_markup_mode=None)
 

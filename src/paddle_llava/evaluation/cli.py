@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paddle_llava.evaluation.tasks import TASKS
-from paddle_llava.options import AsJson, ConvMode, Debug, Device, Dtype, EngineName, LoraPath, ModelPath, WeightFormat
+from paddle_llava.flags import AsJson, ConvMode, Debug, Device, Dtype, EngineName, LoraPath, ModelPath, WeightFormat
 
 if TYPE_CHECKING:
     from paddle_llava.evaluation.records import Prediction

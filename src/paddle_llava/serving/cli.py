@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from paddle_llava.errors import LlavaError
-from paddle_llava.options import ConvMode, Device, Dtype, EngineName, LoraPath, ModelPath, WeightFormat
+from paddle_llava.flags import ConvMode, Device, Dtype, EngineName, LoraPath, ModelPath, WeightFormat
 
 MIB = 2**20
 

@@ -31,7 +31,11 @@ class PrefixCache:
         self._engine = engine
         self._max_bytes = max_bytes
         self._kept: list[Held] = []  # the most recently used last
-        self.kept_bytes = self.reserved_bytes = 0
+        self.reserved_bytes = 0
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(self.size(held.sequence.length) for held in self._kept)
 
     def size(self, tokens: int) -> int:
         """Bytes of a sequence of so many tokens."""
@@ -64,7 +68,6 @@ class PrefixCache:
         common = min(common, len(keys) - 1)
         if best is not None and common == best.sequence.length and any(held is best for held in self._kept):
             self._kept = [held for held in self._kept if held is not best]
-            self.kept_bytes -= self.size(common)
             return best.sequence
         if best is None or common < FEWEST_COPIED:
             return self._engine.new_sequence()
@@ -76,12 +79,10 @@ class PrefixCache:
         length = held.sequence.length
         if length and self.size(length) + self.reserved_bytes <= self._max_bytes:
             self._kept.append(Held(held.sequence, held.keys[:length].copy()))
-            self.kept_bytes += self.size(length)
             self._make_room()
 
     def clear(self) -> None:
         self._kept.clear()
-        self.kept_bytes = 0
 
     def _touch(self, held: Held) -> None:
         if any(other is held for other in self._kept):
@@ -89,7 +90,7 @@ class PrefixCache:
 
     def _make_room(self) -> None:
         while self._kept and self.reserved_bytes + self.kept_bytes > self._max_bytes:
-            self.kept_bytes -= self.size(self._kept.pop(0).sequence.length)
+            self._kept.pop(0)
 
 
 def _longest(candidates: Iterable[Held], keys: np.ndarray) -> tuple[Held | None, int]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from paddle_llava.options import Debug
+from paddle_llava.flags import Debug
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A JSON file; see config/llava/.")]
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
