@@ -14,7 +14,7 @@ import pytest
 from paddle_llava.data.encoding import EncodedSample, encode_sample
 from paddle_llava.data.records import RecordFile
 from paddle_llava.demo import dataset
-from paddle_llava.demo.cells import COLOUR_NAMES, KIND_NAMES, WIDTH, as_numbers, cells_of
+from paddle_llava.demo.cells import COLOUR_NAMES, KIND_NAMES, WIDTH, Cells, as_numbers, cells_of
 from paddle_llava.demo.concepts import aligned_weight
 from paddle_llava.demo.dataset import CAPTIONS, CONVERSATIONS, write_dataset
 from paddle_llava.demo.descriptions import caption, description, mentions, padded_box, scene_as_text
@@ -27,6 +27,7 @@ from paddle_llava.demo.model import TEMPLATE, build_tokenizer, write_untrained
 from paddle_llava.demo.naming import LANGUAGES, Language
 from paddle_llava.demo.scenes import draw_scene
 from paddle_llava.demo.shared_picture import Row, lay_out
+from paddle_llava.demo.together import HEAD_ALONE, Lessons, Together
 from paddle_llava.demo.tongue import TELLING, Questions, Tongue, captioned, encoded
 from paddle_llava.demo.train import CONFIGS
 from paddle_llava.demo.vocabulary import all_words
@@ -142,7 +143,8 @@ def test_a_row_s_questions_do_not_see_each_other(
         return Row(of[0].input_ids[:end], [(sample.input_ids[end:], sample.labels[end:]) for sample in of])
 
     with paddle.no_grad():
-        together = tongue.target_logits(lay_out([row(of) for of in samples]) | {"cells": np.concatenate(cells)})[0]
+        told = tongue.reader(paddle.to_tensor(np.concatenate(cells)))
+        together = tongue.target_logits(lay_out([row(of) for of in samples]), told)[0]
         alone = []
         for number, sample in ((0, samples[0][0]), (0, samples[0][1]), (0, samples[0][2]), (1, samples[1][0])):
             features = tongue.reader(paddle.to_tensor(cells[number]))
@@ -230,6 +232,39 @@ def test_the_eye_reads_what_the_tongue_is_told(processor: LlavaProcessor, model:
     eye = Eye(model.vision_tower, 192)
     assert np.isfinite(float(eye.loss(batch)))
     assert 0 <= eye.judge([batch])["iou"] <= 1
+
+
+@pytest.mark.parametrize("step", [0, TELLING - 1])
+def test_what_is_asked_together_is_about_the_pictures_seen(
+    step: int, processor: LlavaProcessor, model: LlavaForConditionalGeneration
+) -> None:
+    batch = Lessons(processor, 2, 1).batch(step)
+    asked = batch["asked"]
+    assert len(batch["pixel_values"]) == asked + 1 == (5 if step else 3)
+    assert (batch["input_ids"] == processor.config.image_token_id).sum() == asked * 64
+    of_asked = Cells(*(batch[name][:asked].reshape(asked * 64, *batch[name].shape[2:]) for name in Cells._fields))
+    assert (as_numbers(of_asked) == batch["cells"]).all()
+    together = Together(model)
+    figures = together.judge([batch])
+    assert figures.keys() >= {"eye kind", "eye iou", *batch["kinds"]}
+
+
+@pytest.mark.parametrize("step", [0, HEAD_ALONE])
+def test_a_new_head_does_not_teach_the_eye(
+    step: int, processor: LlavaProcessor, model: LlavaForConditionalGeneration
+) -> None:
+    together = Together(model)
+    for name, parameter in together.named_parameters():
+        parameter.stop_gradient = "reader" in name
+    batch = Lessons(processor, 1, 1).batch(0) | {"step": step}
+    features = together.eye.features(batch)
+    features.retain_grads()
+    together.loss_of(features, batch).backward()
+    watched = features.grad[batch["asked"] :].abs().max()
+    assert bool(watched > 0) == (step >= HEAD_ALONE)
+    for parameter in (together.eye.head.weight, model.projector[0].weight, model.language_model.norm.weight):
+        assert float(parameter.grad.abs().max()) > 0
+    together.clear_gradients()
 
 
 def test_data_for_both_stages(tmp_path: Path, processor: LlavaProcessor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from paddle_llava.demo.kinds import HELDOUT_PAIRS, KINDS, Split, colours_of
 from paddle_llava.processing.boxes import Box
 
 _TRIES = 14
+_CLOSEST = 2.0  # times as large as they usually are, all things of a picture that is taken from nearby
+_WIDEST, _TALLEST = 0.9, 0.85  # parts of the picture
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ def compose(ground: Ground, aspect: float, split: Split, number: tuple[int, int]
     if split == "heldout" and rng.random() < 0.5:
         new = [pair for pair in sorted(HELDOUT_PAIRS) if ground.place in KINDS[pair[0]].places]
         pairs = [rng.choice(new), *pairs[:-1]]  # first, so that it finds room
+    closeness = rng.choice((1.0, rng.uniform(1.0, _CLOSEST)))
     things: list[Placed] = []
     for kind, colour in pairs:
         crowd = sum(kind == other for other, _ in pairs)
-        box = _find_room(kind, ground, aspect, crowd, [thing.box for thing in things], rng)
+        size = closeness * (0.8 if crowd > 2 else 1.0)
+        box = _find_room(kind, ground, aspect, size, [thing.box for thing in things], rng)
         if box:
             things.append(Placed(kind, colour, box, rng.randrange(2**32), rng.random() < 0.5))
     return things
@@ -67,19 +71,21 @@ def _choose_colour(kind: str, split: Split, before: list[tuple[str, str]], rng: 
     return same[-1] if same and rng.random() < 0.25 else pick(colours_of(kind, split), rng)
 
 
-def _find_room(kind: str, ground: Ground, aspect: float, crowd: int, taken: list[Box], rng: Random) -> Box | None:
-    """A full box for one more thing: mostly free of others, sometimes partly behind or before one."""
+def _find_room(kind: str, ground: Ground, aspect: float, size: float, taken: list[Box], rng: Random) -> Box | None:
+    """A full box for one more thing, `size` times as large as its kind usually is: mostly free of others, sometimes
+    partly behind or before one."""
     style = KINDS[kind]
     tolerated = rng.choices((0.10, 0.45, 0.90), (0.72, 0.20, 0.08))[0]
     shape = rng.uniform(*rng.choice(style.aspects))
-    tall = rng.uniform(*style.height) * min(1.0, aspect) * (0.8 if crowd > 2 else 1.0)
+    tall = rng.uniform(*style.height) * min(1.0, aspect) * size
+    tall = min(tall, _TALLEST, _WIDEST * aspect / shape)
     outside = 0.3 if rng.random() < 0.08 else 0.0
     for attempt in range(_TRIES):
         if attempt in (6, 10):
             tall *= 0.84
         foot = _foot(kind, ground, tall, rng)
         height = tall if style.strips == ("sky",) else tall * (0.74 + 0.62 * (foot - ground.horizon))
-        width = min(height * shape / aspect, 0.96)
+        width = height * shape / aspect
         left = rng.uniform(-outside * width, 1 - width + outside * width)
         box = (left, foot - height, left + width, foot)
         if all(_shared(box, other) <= tolerated for other in taken):

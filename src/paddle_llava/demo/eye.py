@@ -6,6 +6,7 @@ projector too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from paddle import Tensor, nn
 from paddle_llava.demo.cells import STEPS, WIDTH, WIDTHS, Cells, cells_of, spread
 from paddle_llava.demo.kinds import Split
 from paddle_llava.demo.loop import Say, fit
-from paddle_llava.demo.scenes import draw_scene
+from paddle_llava.demo.scenes import Scene, draw_scene
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.models.clip import CLIPVisionTower
 from paddle_llava.processing.processor import LlavaProcessor
@@ -33,17 +34,27 @@ class Pictures:
         self.processor, self.batch_size, self.split, self.seed = processor, batch_size, split, seed
 
     def batch(self, step: int) -> dict[str, Any]:
-        """`pixel_values` [pictures, 3, S, S], and each field of `Cells` [pictures, cells]."""
-        vision = self.processor.config.vision
+        """What `seen` gives."""
         first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
-        scenes = [
-            draw_scene(seed, size=round(vision.image_size * SIZES[seed % len(SIZES)]), split=self.split)
-            for seed in range(first, first + self.batch_size)
-        ]
-        cells = [cells_of(scene, vision.image_size // vision.patch_size) for scene in scenes]
-        pixels = self.processor.prepare_images([scene.image for scene in scenes])["pixel_values"]
-        stacked = {name: np.stack([getattr(of_one, name) for of_one in cells]) for name in Cells._fields}
-        return {"pixel_values": pixels, **stacked}
+        side = self.processor.config.vision.image_size
+        seeds = range(first, first + self.batch_size)
+        return seen([draw_sized(seed, side, self.split) for seed in seeds], self.processor)
+
+
+def draw_sized(seed: int, side: int, split: Split) -> Scene:
+    """A scene for a tower that takes pictures of `side`: some are larger, and are made smaller as photographs are."""
+    return draw_scene(seed, size=round(side * SIZES[seed % len(SIZES)]), split=split)
+
+
+def seen(scenes: Sequence[Scene], processor: LlavaProcessor) -> dict[str, Any]:
+    """`pixel_values` [pictures, 3, S, S], and each field of `Cells` [pictures, cells]."""
+    vision = processor.config.vision
+    cells = [cells_of(scene, vision.image_size // vision.patch_size) for scene in scenes]
+    pixels = processor.prepare_images([scene.image for scene in scenes])["pixel_values"]
+    return {
+        "pixel_values": pixels,
+        **{name: np.stack([getattr(of_one, name) for of_one in cells]) for name in Cells._fields},
+    }
 
 
 class Eye(nn.Layer):
@@ -54,15 +65,23 @@ class Eye(nn.Layer):
         self.vision_tower = vision_tower
         self.head = nn.Linear(hidden_size, WIDTH)
 
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def features(self, batch: dict[str, Any]) -> Tensor:
+        """Of each cell, [pictures, cells, hidden_size]."""
+        return self.vision_tower(paddle.to_tensor(batch["pixel_values"]))[:, 1:]
+
+    def read(self, features: Tensor) -> dict[str, Tensor]:
         """Logits of each of `WIDTHS`, [pictures, cells, width]; those of boxes [pictures, cells, 4, STEPS]."""
-        parts = self.head(self.vision_tower(pixel_values)[:, 1:]).split(list(WIDTHS.values()), axis=-1)
+        parts = self.head(features).split(list(WIDTHS.values()), axis=-1)
         logits = dict(zip(WIDTHS, parts, strict=True))
         logits["box"] = logits["box"].reshape([*logits["box"].shape[:2], 4, STEPS])
         return logits
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        logits = self(paddle.to_tensor(batch["pixel_values"]))
+        return self.loss_of(self.features(batch), batch)
+
+    def loss_of(self, features: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Of what the head reads off `features` against the batch's cells."""
+        logits = self.read(features)
         target = {name: paddle.to_tensor(batch[name]) for name in Cells._fields}
         things = paddle.to_tensor(np.flatnonzero(batch["kind"]))
 
@@ -84,7 +103,7 @@ class Eye(nn.Layer):
         """Shares of right cells; of those that speak for a thing (`anchor`), kind, colour and the mean IoU."""
         sums: dict[str, list[np.ndarray]] = {}
         for batch in batches:
-            logits = {name: x.numpy() for name, x in self(paddle.to_tensor(batch["pixel_values"])).items()}
+            logits = {name: x.numpy() for name, x in self.read(self.features(batch)).items()}
             anchors = batch["anchor"] > 0
             found = {
                 "cells": logits["kind"].argmax(-1) == batch["kind"],

@@ -16,6 +16,7 @@ from paddle_llava.data.pool import runner
 from paddle_llava.training.checkpoint import TrainerState, checkpoint_folders, load_checkpoint, save_checkpoint
 from paddle_llava.training.interruption import stop_requests
 from paddle_llava.training.optimizer import trainable
+from paddle_llava.training.parallel import World
 
 Say = Callable[[str], object]
 WARMUP, COOLDOWN = 100, 0.3
@@ -39,22 +40,25 @@ def fit(
     judge_every: int,
     say: Say,
     workers: int = 1,
+    world: World | None = None,
 ) -> bool:
     """Train `layer` for `steps`; False when SIGTERM stopped it before, with a checkpoint in `folder`.
 
     The rate warms up, stays, and falls to nothing over the last third. `judge` gives held-out figures, which go to
-    `log.jsonl` with the loss.
+    `log.jsonl` with the loss. The processes of a `world` take turns with the batches, of which a step is one each.
     """
+    world = world or World()
     keep_freed_memory()
     # A transpose that is a view is copied element by element by the product that reads it, at ten times the cost.
     paddle.set_flags({"FLAGS_use_stride_kernel": False})
     schedule = paddle.optimizer.lr.LambdaDecay(
         learning_rate, lambda step: min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
     )
+    parameters = list(trainable(layer).values())
     optimizer = paddle.optimizer.AdamW(
         schedule,
         beta2=0.98,
-        parameters=list(trainable(layer).values()),
+        parameters=parameters,
         weight_decay=0.02,
         apply_decay_param_fun=lambda name: True,
         grad_clip=nn.ClipGradByGlobalNorm(1.0),
@@ -70,17 +74,19 @@ def fit(
         stop_requests() as stop_requested,
         (folder / "log.jsonl").open("a") as log,
     ):
-        for batch in run("batch", ((step,) for step in range(state.step, steps)), 4):
+        own = range(state.step * world.size + world.rank, steps * world.size, world.size)
+        for batch in run("batch", ((number,) for number in own), 4):
             layer.train()
             loss = loss_of(batch)
-            loss.backward()
+            (loss / world.size).backward()
+            world.sum_gradients(parameters)
             optimizer.step()
             optimizer.clear_grad(set_to_zero=False)
             schedule.step()
             losses.append(float(loss))
             state.step += 1
-            ended = state.step == steps
-            if state.step % judge_every == 0 or ended or stop_requested():
+            ended, stopped = state.step == steps, world.any(stop_requested())
+            if world.rank == 0 and (state.step % judge_every == 0 or ended or stopped):
                 layer.eval()
                 with paddle.no_grad():
                     figures = judge()
@@ -90,6 +96,6 @@ def fit(
                 print(json.dumps({key: round(value, 4) for key, value in line.items()}), file=log, flush=True)
                 say(", ".join(f"{key} {value:.4g}" for key, value in line.items()))
                 save_checkpoint(folder, layer, optimizer, state, keep=1)
-            if stop_requested() and not ended:
+            if stopped and not ended:
                 return False
     return True

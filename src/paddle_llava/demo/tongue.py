@@ -10,7 +10,7 @@ beside, and what only looks up comes before what counts and compares.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -90,18 +90,33 @@ class Questions:
         """
         progress = step / self.steps if self.steps else 1.0
         hardness = min(1.0, EASIEST + (1 - EASIEST) * progress / HARDEST)
+        looking_up = progress < LOOKING_UP
+        telling = tells(step) and not looking_up
+        objects = (1 + round(hardness), 2 + round(6 * hardness))
         first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
+        seeds = range(first, first + self.batch_size * (2 if telling else 1))
+        scenes = [draw_scene(seed, size=SMALL, split=self.split, objects=objects) for seed in seeds]
+        return self.about(scenes, seeds, telling=telling, looking_up=looking_up, hardness=hardness)[0]
+
+    def about(
+        self,
+        scenes: Sequence[Scene],
+        seeds: Sequence[int],
+        *,
+        telling: bool,
+        looking_up: bool = False,
+        hardness: float = 1.0,
+    ) -> tuple[dict[str, Any], list[Scene]]:
+        """What `batch` gives, about these `scenes`, and those of them about which there is something to ask."""
         rows: list[Row] = []
-        cells, kinds = [], []
+        cells, kinds, asked = [], [], []
         focuses: list[tuple[int, int, Focus]] = []
-        telling = step % TELLING == TELLING - 1 and progress >= LOOKING_UP
-        for seed in range(first, first + self.batch_size * (2 if telling else 1)):
-            objects = (1 + round(hardness), 2 + round(6 * hardness))
-            scene = draw_scene(seed, size=SMALL, split=self.split, objects=objects)
-            told = self._text(scene, seed) if telling else self._asked(scene, seed, progress < LOOKING_UP)
+        vision = self.processor.config.vision
+        for scene, seed in zip(scenes, seeds, strict=True):
+            told = self._text(scene, seed) if telling else self._asked(scene, seed, looking_up)
             if not told:
                 continue
-            vision = self.processor.config.vision
+            asked.append(scene)
             of_scene = cells_of(scene, vision.image_size // vision.patch_size)
             kept = (of_scene.anchor > 0) | (np.random.default_rng(seed).random(len(of_scene.anchor)) < hardness + 0.03)
             of_row = Cells(*(values[kept] for values in of_scene))
@@ -114,16 +129,13 @@ class Questions:
         batch = lay_out(rows)
         sizes = answer_sizes(batch["labels"])
         weights = np.repeat(sizes**-0.5, sizes).astype(np.float32)
-        return (
-            batch
-            | lay_out_focuses(focuses, batch["shape"])
-            | {
-                "cells": np.concatenate(cells),
-                "weights": weights / weights.sum(),
-                "sizes": sizes,
-                "kinds": kinds,
-            }
-        )
+        more = {
+            "cells": np.concatenate(cells),
+            "weights": weights / weights.sum(),
+            "sizes": sizes,
+            "kinds": kinds,
+        }
+        return batch | lay_out_focuses(focuses, batch["shape"]) | more, asked
 
     def _asked(self, scene: Scene, seed: int, looking_up: bool) -> list[Told]:
         turns = dialogue(scene, seed, turns=TURNS, kinds=LOOKED_UP if looking_up else _ASKED)
@@ -171,12 +183,15 @@ class Tongue(nn.Layer):
         self.reader.weight.set_value(aligned_weight(embeddings, build_tokenizer()))
         self._embed, self._logits = model.embed, model.logits
 
-    def target_logits(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def told(self, batch: dict[str, Any]) -> Tensor:
+        """What stands for image features: of the contents of all cells, [cells of all, hidden_size]."""
+        return self.reader(paddle.to_tensor(batch["cells"]))
+
+    def target_logits(self, batch: dict[str, Any], features: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The logits [targets, vocab_size] of all targets in their order, the targets [targets], and the guided
-        layers' attention."""
+        layers' attention; `features` [cells of all, hidden_size] take the places of image tokens."""
         decoder = self.language_model
         heads = decoder.config.num_attention_heads
-        features = self.reader(paddle.to_tensor(batch["cells"]))
         hidden_states = self._embed(paddle.to_tensor(batch["input_ids"]).unsqueeze(0), [features])[0]
         rotation = rotary_embedding(decoder.config, paddle.to_tensor(batch["position_ids"]), hidden_states.dtype)
         rotations = tuple(x.reshape([-1, 1, x.shape[-1]]).tile([1, heads, 1]) for x in rotation)
@@ -192,19 +207,25 @@ class Tongue(nn.Layer):
         return self._logits(decoder.norm(chosen)), paddle.to_tensor(labels[targets]), attention
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        logits, targets, attention = self.target_logits(batch)
-        losses = F.cross_entropy(logits, targets, reduction="none").flatten()
-        told = (losses * paddle.to_tensor(batch["weights"])).sum()
-        return told + GUIDANCE * sum(guidance_loss(weights, batch) for weights in attention)
+        return self.loss_of(self.told(batch), batch)
 
-    def judge(self, batches: list[dict[str, Any]]) -> dict[str, float]:
+    def loss_of(self, features: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Of what is answered where `features` [cells of all, hidden_size] are seen."""
+        logits, targets, attention = self.target_logits(batch, features)
+        losses = F.cross_entropy(logits, targets, reduction="none").flatten()
+        answers = (losses * paddle.to_tensor(batch["weights"])).sum()
+        return answers + GUIDANCE * sum(guidance_loss(weights, batch) for weights in attention)
+
+    def judge(
+        self, batches: list[dict[str, Any]], features_of: Callable[[dict[str, Any]], Tensor] | None = None
+    ) -> dict[str, float]:
         """Of each kind, the share of answers of which every token is the likeliest one after those before it.
 
         `box tokens` and `text tokens` are the shares of single tokens, of boxes and of texts; `guidance` is its loss.
         """
         right: dict[str, list[float]] = {}
         for batch in batches:
-            logits, targets, attention = self.target_logits(batch)
+            logits, targets, attention = self.target_logits(batch, (features_of or self.told)(batch))
             hits = (logits.argmax(-1) == targets).numpy()
             starts = np.cumsum(batch["sizes"]) - batch["sizes"]
             answers = zip(batch["kinds"], starts, batch["sizes"], strict=True)
@@ -239,6 +260,11 @@ def train_tongue(
         say=say,
     )
     return tongue if done else None
+
+
+def tells(step: int) -> bool:
+    """Whether texts are told in this step, rather than questions asked."""
+    return step % TELLING == TELLING - 1
 
 
 def captioned(scene: Scene, rng: Random) -> tuple[str, str, Language]:

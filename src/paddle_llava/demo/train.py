@@ -1,7 +1,7 @@
-"""Everything that made the street model, in one call: eye, tongue, data, `llava pretrain`, `llava finetune`.
+"""Everything that makes a street model, in one call: eye, tongue, `llava pretrain`, both together, `llava finetune`.
 
 Each stage has a folder of its own in the output folder and goes on from where it stopped; a finished one is not
-repeated. The last two are the recipe that trains LLaVA itself, from the files in `config/`.
+repeated. Two of them are the recipe that trains LLaVA itself, from the files in `config/`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import paddle
 
 from paddle_llava.demo.alignment import join
 from paddle_llava.demo.dataset import write_dataset
 from paddle_llava.demo.evaluate import ask_all, figures, lines
 from paddle_llava.demo.eye import train_eye
 from paddle_llava.demo.model import write_untrained
+from paddle_llava.demo.together import learn_together
 from paddle_llava.demo.tongue import train_tongue
 from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import write_json
@@ -30,16 +34,18 @@ from paddle_llava.training.start import Stage, start
 
 Say = Callable[[str], object]
 CONFIGS = Path(__file__).parent / "config"
-OWN, DATA = "own", "data"
+OWN, TAUGHT, DATA = "own", "taught", "data"
 
 
 @dataclass(frozen=True)
 class Amount:
-    """Steps of eye, tongue and projector, pictures drawn for the recipe and epochs through them, pictures judged."""
+    """Steps of eye, tongue, projector and all together; pictures drawn for the recipe and epochs through them; pictures
+    judged."""
 
     eye_steps: int
     tongue_steps: int
     alignment_steps: int
+    together_steps: int
     pictures: int
     pretrain_share: float
     finetune_epochs: float
@@ -50,6 +56,7 @@ FULL = Amount(
     eye_steps=9200,
     tongue_steps=5200,
     alignment_steps=3500,
+    together_steps=2400,
     pictures=40000,
     pretrain_share=0.07,
     finetune_epochs=0.7,
@@ -59,6 +66,7 @@ QUICK = Amount(
     eye_steps=700,
     tongue_steps=1000,
     alignment_steps=300,
+    together_steps=100,
     pictures=3000,
     pretrain_share=0.3,
     finetune_epochs=0.5,
@@ -66,6 +74,7 @@ QUICK = Amount(
 )
 EYE = {"batch_size": 16, "learning_rate": 1e-3}
 TONGUE = {"batch_size": 8, "learning_rate": 1e-3}
+TOGETHER = {"asked": 8, "watched": 16, "learning_rate": 7e-4}
 
 
 def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amount | None = None) -> Path:
@@ -75,7 +84,7 @@ def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amoun
     """
     amount = amount or (QUICK if quick else FULL)
     output_dir.mkdir(parents=True, exist_ok=True)
-    own, data = output_dir / OWN, output_dir / DATA
+    own, taught, data = output_dir / OWN, output_dir / TAUGHT, output_dir / DATA
     if not (own / "config.json").is_file():
         say("eye and tongue learn, each by itself, on half of the processor")
         learn_apart(output_dir, amount)
@@ -88,7 +97,10 @@ def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amoun
     say(f"{amount.pictures:,} pictures for the recipe")
     write_dataset(data, amount.pictures)
     pretrained = stage(output_dir, "pretrain", own, amount.pretrain_share, say)
-    result = stage(output_dir, "finetune", pretrained, amount.finetune_epochs, say)
+    if not (taught / "config.json").is_file():
+        say("eye, projector and tongue learn together, in two processes")
+        learn_on(output_dir, pretrained, taught, amount)
+    result = stage(output_dir, "finetune", taught, amount.finetune_epochs, say)
     judge(result, amount.judged, say)
     return result
 
@@ -105,6 +117,21 @@ def learn_apart(output_dir: Path, amount: Amount) -> None:
         ]
         for child in children:
             child.start()
+    _wait_for(children, output_dir)
+
+
+def learn_on(output_dir: Path, start: Path, result: Path, amount: Amount) -> None:
+    """All parts together in two processes, from the checkpoint `start`. Raises `LlavaError` when one fails or is
+    stopped."""
+    with _half_the_threads():
+        run = paddle.distributed.spawn(
+            _learn_on, (output_dir / "together", start, result, amount), nprocs=2, join=False, backend="gloo"
+        )
+    _wait_for(run.processes, output_dir)
+
+
+def _wait_for(children: Sequence[BaseProcess], output_dir: Path) -> None:
+    """Until all have ended; when one fails or this process is told to stop, the others are told so."""
 
     def stop(*_: object) -> None:
         for child in children:
@@ -119,7 +146,7 @@ def learn_apart(output_dir: Path, amount: Amount) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     if failed:
-        raise LlavaError(f"{output_dir}: the {failed.name} stopped before the end; run the command again")
+        raise LlavaError(f"{output_dir}: {failed.name} stopped before the end; run the command again")
 
 
 def _learn(part: str, output_dir: Path, amount: Amount) -> None:
@@ -134,6 +161,18 @@ def _learn(part: str, output_dir: Path, amount: Amount) -> None:
     else:
         learnt = train_tongue(folder, base, steps=amount.tongue_steps, say=say, **TONGUE)  # type: ignore[arg-type]
     if learnt is None:
+        raise SystemExit(1)
+
+
+def _learn_on(folder: Path, start: Path, result: Path, amount: Amount) -> None:
+    """In each of the processes that learn together; the first one tells of it."""
+    speaks = paddle.distributed.get_rank() == 0
+
+    def say(line: str) -> None:
+        if speaks:
+            print(f"together: {line}", flush=True)
+
+    if not learn_together(folder, start, result, steps=amount.together_steps, say=say, **TOGETHER):  # type: ignore[arg-type]
         raise SystemExit(1)
 
 
