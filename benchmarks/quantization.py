@@ -35,6 +35,7 @@ from paddle_llava.engines.openvino.calibration import Calibration, Folded
 from paddle_llava.engines.openvino.conversations import calibration_inputs
 from paddle_llava.engines.openvino.formats import WEIGHTS, Format, Formats
 from paddle_llava.engines.openvino.quantize import quantize
+from paddle_llava.hub import local_folder
 from paddle_llava.pretrained import find_pretrained
 
 HELD_OUT = 56_000_000
@@ -114,7 +115,7 @@ def main() -> None:
     print("### What rounding costs\n")
     print(_layer_table(options.rows), flush=True)
     with scratch_folder(options.scratch) as scratch:
-        folder = options.model_path or _demonstration(scratch)
+        folder = local_folder(options.model_path) if options.model_path else _demonstration(scratch)
         print("\n" + _model_table(folder, options.data, options.calibrate), flush=True)
         if options.street:
             print("\n" + _street_table(folder, options.street), flush=True)
@@ -122,7 +123,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model-path", type=Path, help="default: the demonstration's random model")
+    parser.add_argument("--model-path", metavar="NAME|FOLDER", help="default: the demonstration's random model")
     parser.add_argument("--data", type=Path, help="conversations to measure with; default: built-in ones")
     parser.add_argument("--calibrate", type=Path, help="conversations to calibrate with; default: other built-in ones")
     parser.add_argument("--street", type=int, metavar="N", help="also llava eval street on N pictures")

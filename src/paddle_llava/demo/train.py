@@ -57,9 +57,9 @@ FULL = Amount(
     tongue_steps=5200,
     alignment_steps=3500,
     together_steps=2400,
-    pictures=40000,
-    pretrain_share=0.07,
-    finetune_epochs=0.7,
+    pictures=8000,
+    pretrain_share=0.35,
+    finetune_epochs=0.55,
     judged=1000,
 )
 QUICK = Amount(
@@ -69,7 +69,7 @@ QUICK = Amount(
     together_steps=100,
     pictures=3000,
     pretrain_share=0.3,
-    finetune_epochs=0.5,
+    finetune_epochs=0.3,
     judged=60,
 )
 EYE = {"batch_size": 16, "learning_rate": 1e-3}
