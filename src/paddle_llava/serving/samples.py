@@ -19,8 +19,8 @@ SIZE = (640, 480)
 _PHOTOS = Path(demo.__file__).parent / "photos"
 _DESCRIBE: dict[Language, str] = {"en": "Describe this picture.", "zh": "描述这张照片"}
 _OF_BUS: dict[Language, tuple[str, ...]] = {
-    "en": (_DESCRIBE["en"], "Give the coordinates of the bus.", "What colour is the bus?", "How many cars are there?"),
-    "zh": (_DESCRIBE["zh"], "给出公交车位置的坐标", "公交车是什么颜色？", "图中有几辆汽车？"),
+    "en": (_DESCRIBE["en"], "Give the coordinates of the bus.", "What colour is the bus?", "How many houses are there?"),
+    "zh": (_DESCRIBE["zh"], "给出公交车位置的坐标", "公交车是什么颜色？", "图中有几座房子？"),
 }
 _OF_PHOTOS: dict[str, dict[Language, tuple[str, ...]]] = {
     "china.jpg": {"en": (_DESCRIBE["en"], "What place is this?"), "zh": (_DESCRIBE["zh"], "这是什么地方？")},
