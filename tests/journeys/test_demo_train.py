@@ -1,8 +1,9 @@
-"""`llava demo train` from nothing to figures, a step or two of each stage: every stage takes up what the last one left."""
+"""`llava demo train` from nothing to figures, a step or two of each stage; each takes up what the last one left."""
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 from paddle_llava.checkpoints.safetensors_file import SafetensorsFile
@@ -35,7 +36,7 @@ def test_every_stage(tmp_path: Path) -> None:
     result = train(tmp_path, say=said.append, amount=AMOUNT)
     assert result == tmp_path / "finetune"
     everything = {"vision_tower", "multi_modal_projector", "language_model"}
-    learnt = [changed(tmp_path / one, tmp_path / other) for one, other in zip(STAGES, STAGES[1:], strict=False)]
+    learnt = [changed(tmp_path / one, tmp_path / other) for one, other in pairwise(STAGES)]
     assert learnt == [everything, {"multi_modal_projector"}, everything, everything]
     assert json.loads((result / "figures.json").read_text())["vqa"]["asked"] > 0
 

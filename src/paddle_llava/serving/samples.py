@@ -19,7 +19,12 @@ SIZE = (640, 480)
 _PHOTOS = Path(demo.__file__).parent / "photos"
 _DESCRIBE: dict[Language, str] = {"en": "Describe this picture.", "zh": "描述这张照片"}
 _OF_BUS: dict[Language, tuple[str, ...]] = {
-    "en": (_DESCRIBE["en"], "Give the coordinates of the bus.", "What colour is the bus?", "How many houses are there?"),
+    "en": (
+        _DESCRIBE["en"],
+        "Give the coordinates of the bus.",
+        "What colour is the bus?",
+        "How many houses are there?",
+    ),
     "zh": (_DESCRIBE["zh"], "给出公交车位置的坐标", "公交车是什么颜色？", "图中有几座房子？"),
 }
 _OF_PHOTOS: dict[str, dict[Language, tuple[str, ...]]] = {
