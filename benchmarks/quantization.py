@@ -234,8 +234,8 @@ def _street_table(folder: Path, pictures: int) -> str:
         engine, processor = open_model(str(folder), engine="openvino", weights=weights)
         predictions = [one for batch in Answerer(engine, processor).answer(questions) for one in batch]
         for name, value in load_task("street").score(predictions).figures.items():
-            rows.setdefault(name, [name]).append(f"{value:.2f}")
-    return table(["`llava eval street`", *WEIGHTS[::-1]], list(rows.values()))
+            rows.setdefault(name, [name]).append(f"{100 * value:.2f}")
+    return table(["`llava eval street`, %", *WEIGHTS[::-1]], list(rows.values()))
 
 
 if __name__ == "__main__":
