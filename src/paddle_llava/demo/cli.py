@@ -35,7 +35,7 @@ def train(
     quick: Annotated[bool, typer.Option("--quick", help="A poorer model in a quarter of an hour.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Train the street model from nothing: eye, tongue, then llava pretrain and llava finetune."""
+    """Train the street model from nothing: eye, tongue, llava pretrain, all together, llava finetune."""
     from paddle_llava.console import importing_paddle, note
 
     with importing_paddle():

@@ -69,7 +69,7 @@ class Together(nn.Layer):
         return answers + self.eye.loss_of(seen, batch)
 
     def judge(self, batches: list[dict[str, Any]]) -> dict[str, float]:
-        """The figures of the eye, and after `_` those of the tongue."""
+        """What `Eye.judge` gives, each name after `eye `, and what `Tongue.judge` gives."""
         asked = self.tongue.judge(batches, lambda batch: self.image_features(self.eye.features(batch), batch))
         return {f"eye {name}": value for name, value in self.eye.judge(batches).items()} | asked
 

@@ -131,7 +131,10 @@ def learn_on(output_dir: Path, start: Path, result: Path, amount: Amount) -> Non
 
 
 def _wait_for(children: Sequence[BaseProcess], output_dir: Path) -> None:
-    """Until all have ended; when one fails or this process is told to stop, the others are told so."""
+    """Until all have ended; when one fails or this process is told to stop, the others are told so.
+
+    Raises `LlavaError` when one failed or was stopped.
+    """
 
     def stop(*_: object) -> None:
         for child in children:
