@@ -25,11 +25,13 @@ from paddle_llava.demo.guidance import SINK, Focus, focuses_of_question, focuses
 from paddle_llava.demo.kinds import KINDS
 from paddle_llava.demo.model import TEMPLATE, build_tokenizer, write_untrained
 from paddle_llava.demo.naming import LANGUAGES, Language
+from paddle_llava.demo.pen import COLOURS, unnamed
 from paddle_llava.demo.scenes import draw_scene
 from paddle_llava.demo.shared_picture import Row, lay_out
 from paddle_llava.demo.together import HEAD_ALONE, Lessons, Together
 from paddle_llava.demo.tongue import TELLING, Questions, Tongue, captioned, encoded
 from paddle_llava.demo.train import CONFIGS
+from paddle_llava.demo.unseen import UnseenWords, without_unseen
 from paddle_llava.demo.vocabulary import all_words
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
@@ -232,6 +234,55 @@ def test_the_eye_reads_what_the_tongue_is_told(processor: LlavaProcessor, model:
     eye = Eye(model.vision_tower, 192)
     assert np.isfinite(float(eye.loss(batch)))
     assert 0 <= eye.judge([batch])["iou"] <= 1
+
+
+def test_what_training_never_shows_is_no_choice() -> None:
+    bus, purple, red = KIND_NAMES.index("bus") + 1, COLOUR_NAMES.index("purple") + 1, COLOUR_NAMES.index("red") + 1
+    kind, colour = paddle.to_tensor([[bus, 0]]), paddle.to_tensor([[red, 0]])
+    zeros = paddle.zeros([1, 2, 17]), paddle.zeros([1, 2, 11])
+    kinds, colours = (x.numpy()[0] for x in without_unseen(*zeros, kind, colour))
+    assert list(np.flatnonzero(colours[0])) == [purple]
+    assert not colours[1].any()
+    assert not kinds[1].any()
+    assert kinds[0, bus] == 0
+    assert kinds[0, KIND_NAMES.index("bench") + 1] < -1000
+
+    unseen, ids = UnseenWords(build_tokenizer()), build_tokenizer().get_vocab()
+    row = unseen.row(ids["▁truck"], ("truck", "purple"))
+    assert unseen.table[row, ids["▁bus"]] < -1000
+    assert unseen.table[row, ids["公交车"]] < -1000
+    assert unseen.table[row, ids["▁truck"]] == unseen.table[row, ids["▁car"]] == 0
+    row = unseen.row(ids["粉色"], ("bus", "pink"))
+    assert list(unseen.table[row].nonzero()[0]) == sorted([ids["紫色"], ids["▁purple"], *_capital("Purple", ids)])
+    assert not unseen.table[unseen.row(ids["▁a"], ("bus", "pink"))].any()
+
+
+def _capital(word: str, ids: dict[str, int]) -> list[int]:
+    return [ids[form] for form in (word, f"▁{word}") if form in ids]
+
+
+def test_no_answer_is_left_out_of_its_own_choices(processor: LlavaProcessor) -> None:
+    questions = Questions(processor, 6)
+    rows = []
+    for step in range(TELLING):
+        batch = questions.batch(step)
+        targets = batch["labels"][batch["labels"] >= 0]
+        assert len(batch["unseen"]) == len(targets)
+        assert not questions.unseen.table[batch["unseen"], targets].any()
+        rows += batch["unseen"].tolist()
+    assert len(set(rows)) > 12
+
+
+def test_colours_without_a_name_are_far_from_those_that_a_kind_never_has() -> None:
+    for seed in range(40):
+        plain, scene = draw_scene(seed), draw_scene(seed, unnamed=True)
+        assert [it.box for it in plain.objects] == [it.box for it in scene.objects]
+        assert all(it.colour in ("", other.colour) for it, other in zip(scene.objects, plain.objects, strict=True))
+        color = unnamed(["green", "red"], Random(seed))
+        away = {name: math.dist(color, named) for name, named in COLOURS.items()}
+        assert min(away.values()) > 60
+        assert min(away, key=lambda name: away[name]) in ("green", "red")
+    assert any(it.colour == "" for seed in range(5) for it in draw_scene(seed, unnamed=True).objects)
 
 
 @pytest.mark.parametrize("step", [0, TELLING - 1])

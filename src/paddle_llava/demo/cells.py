@@ -36,9 +36,9 @@ _SMOOTH /= _SMOOTH.sum(1, keepdims=True)
 class Cells(NamedTuple):
     """The cells of a padded picture, row by row, int64 [cells]; `box` [cells, 4] in hundredths.
 
-    `kind` and `colour` count from 1; 0 is the background, of which `box` means nothing. `anchor` is 1 in one cell of
-    each clear object, the one next to its middle. `place` and `time` are the scene's, in every cell. `owner` is the
-    number of the cell's object in the scene, counted from 1.
+    `kind` and `colour` count from 1; 0 is the background, of which `box` means nothing, and a colour without a name.
+    `anchor` is 1 in one cell of each clear object, the one next to its middle. `place` and `time` are the scene's, in
+    every cell. `owner` is the number of the cell's object in the scene, counted from 1.
     """
 
     kind: np.ndarray
@@ -65,7 +65,7 @@ def cells_of(scene: Scene, side: int) -> Cells:
             cell = int(np.where(own, away, 9.0).argmin())
             owner[cell], anchor[cell] = number + 1, 1
     kind = np.array([0, *(KIND_NAMES.index(thing.kind) + 1 for thing in scene.objects)])
-    colour = np.array([0, *(COLOUR_NAMES.index(thing.colour) + 1 for thing in scene.objects)])
+    colour = np.array([0, *(COLOUR_NAMES.index(it.colour) + 1 if it.colour else 0 for it in scene.objects)])
     hundredths = np.array([(0, 0, 0, 0), *boxes]) * 100
     place, time = PLACES.index(scene.place), TIMES.index(scene.time)
     return Cells(

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from paddle_llava.demo.backdrop import Ground
 from paddle_llava.demo.kinds import HELDOUT_PAIRS, KINDS, Split, colours_of
+from paddle_llava.demo.pen import Color, unnamed
 from paddle_llava.processing.boxes import Box
 
 _TRIES = 14
 _CLOSEST = 2.0  # times as large as they usually are, all things of a picture that is taken from nearby
+_MANY_COLOURS, _REPAINTED = 8, 0.7
 _WIDEST, _TALLEST = 0.9, 0.85  # parts of the picture
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing to be drawn: its full box in fractions of the picture, and a seed for its variants."""
+    """A thing to be drawn: its full box in fractions of the picture, and a seed for its variants; a colour by its name
+    or, where it has none, itself."""
 
     kind: str
-    colour: str
+    colour: str | Color
     box: Box
     seed: int
     flipped: bool = False
@@ -48,6 +51,17 @@ def compose(ground: Ground, aspect: float, split: Split, number: tuple[int, int]
         if box:
             things.append(Placed(kind, colour, box, rng.randrange(2**32), rng.random() < 0.5))
     return things
+
+
+def repaint(things: list[Placed], rng: Random) -> list[Placed]:
+    """Most `things` of the kinds that come in many colours, in colours that have no name; not in one that is next to a
+    colour which training never shows the kind in."""
+    return [
+        replace(thing, colour=unnamed(colours_of(thing.kind, "train"), rng))
+        if len(KINDS[thing.kind].colours) >= _MANY_COLOURS and rng.random() < _REPAINTED
+        else thing
+        for thing in things
+    ]
 
 
 def _choose_kinds(place: str, number: int, rng: Random) -> list[str]:

@@ -1,7 +1,8 @@
 """The eye's own pretraining, what CLIP's is to LLaVA: the tower learns to tell what is in each cell of a picture.
 
 A throw-away linear head reads kind, colour, box, place and time off each feature; so they can be read off by a
-projector too.
+projector too. Half of the pictures are painted in colours without a name: a kind is to be known in any colour, also in
+one that it never has in training.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from paddle_llava.demo.cells import STEPS, WIDTH, WIDTHS, Cells, cells_of, sprea
 from paddle_llava.demo.kinds import Split
 from paddle_llava.demo.loop import Say, fit
 from paddle_llava.demo.scenes import Scene, draw_scene
+from paddle_llava.demo.unseen import without_unseen
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.models.clip import CLIPVisionTower
 from paddle_llava.processing.processor import LlavaProcessor
@@ -28,7 +30,7 @@ SEEDS_A_STEP = 1000
 
 
 class Pictures:
-    """Batches of drawn pictures with their cells."""
+    """Batches of drawn pictures with their cells; in training, every other one is `unnamed`."""
 
     def __init__(self, processor: LlavaProcessor, batch_size: int, split: Split = "train", seed: int = 0) -> None:
         self.processor, self.batch_size, self.split, self.seed = processor, batch_size, split, seed
@@ -38,12 +40,14 @@ class Pictures:
         first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
         side = self.processor.config.vision.image_size
         seeds = range(first, first + self.batch_size)
-        return seen([draw_sized(seed, side, self.split) for seed in seeds], self.processor)
+        unnamed = [self.split == "train" and seed % 2 == 1 for seed in seeds]
+        scenes = [draw_sized(seed, side, self.split, it) for seed, it in zip(seeds, unnamed, strict=True)]
+        return seen(scenes, self.processor)
 
 
-def draw_sized(seed: int, side: int, split: Split) -> Scene:
+def draw_sized(seed: int, side: int, split: Split, unnamed: bool = False) -> Scene:
     """A scene for a tower that takes pictures of `side`: some are larger, and are made smaller as photographs are."""
-    return draw_scene(seed, size=round(side * SIZES[seed % len(SIZES)]), split=split)
+    return draw_scene(seed, size=round(side * SIZES[seed % len(SIZES)]), split=split, unnamed=unnamed)
 
 
 def seen(scenes: Sequence[Scene], processor: LlavaProcessor) -> dict[str, Any]:
@@ -83,17 +87,18 @@ class Eye(nn.Layer):
         """Of what the head reads off `features` against the batch's cells."""
         logits = self.read(features)
         target = {name: paddle.to_tensor(batch[name]) for name in Cells._fields}
-        things = paddle.to_tensor(np.flatnonzero(batch["kind"]))
+        things, named = (paddle.to_tensor(np.flatnonzero(batch[name])) for name in ("kind", "colour"))
 
-        def of_things(x: Tensor) -> Tensor:
-            return paddle.gather(x.flatten(0, 1), things)
+        def of(cells: Tensor, x: Tensor) -> Tensor:
+            return paddle.gather(x.flatten(0, 1), cells)
 
+        kind, colour = without_unseen(logits["kind"], logits["colour"], target["kind"], target["colour"])
         boxes = paddle.to_tensor(spread(batch["box"].reshape(-1, 4)[np.flatnonzero(batch["kind"])]))
         anchors = F.binary_cross_entropy_with_logits(logits["anchor"][..., 0], target["anchor"].astype("float32"))
         return (
-            F.cross_entropy(logits["kind"], target["kind"])
-            + 0.5 * F.cross_entropy(of_things(logits["colour"]), of_things(target["colour"].unsqueeze(-1)))
-            + 0.5 * F.cross_entropy(of_things(logits["box"]), boxes, soft_label=True)
+            F.cross_entropy(kind, target["kind"])
+            + 0.5 * F.cross_entropy(of(named, colour), of(named, target["colour"].unsqueeze(-1)))
+            + 0.5 * F.cross_entropy(of(things, logits["box"]), boxes, soft_label=True)
             + 2.0 * anchors
             + 0.1 * F.cross_entropy(logits["place"], target["place"])
             + 0.1 * F.cross_entropy(logits["time"], target["time"])

@@ -64,13 +64,21 @@ def focuses_of_text(
 
     `tokens` predict the text's, which are the `pieces` after them.
     """
+    for token, number in mentioned(mentions, pieces, tokens):
+        weights = _uniform(np.isin(owner - 1, mentions[number][1]), first_cell)
+        if weights is not None:
+            yield Focus(token, LOOKED_UP, weights)
+
+
+def mentioned(
+    mentions: Sequence[tuple[str, Sequence[int]]], pieces: Sequence[str], tokens: np.ndarray
+) -> Iterator[tuple[int, int]]:
+    """Those of `tokens` that predict a piece before the end of a name, each with that name's number in `mentions`."""
     ends = _last_tokens([name for name, _ in mentions], pieces)
     for token in tokens:
         number = int(np.searchsorted(ends, token + 1))
         if number < len(ends):
-            weights = _uniform(np.isin(owner - 1, mentions[number][1]), first_cell)
-            if weights is not None:
-                yield Focus(int(token), LOOKED_UP, weights)
+            yield int(token), number
 
 
 def _last_tokens(names: Sequence[str], pieces: Sequence[str]) -> list[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from random import Random
 
 from PIL import Image, ImageDraw
@@ -22,6 +23,8 @@ COLOURS: dict[str, Color] = {
     "black": (44, 44, 50),
     "white": (242, 242, 238),
 }
+
+_FAR = 70  # from every named colour, as the crow flies in RGB
 
 GLASS: Color = (178, 212, 230)
 TYRE: Color = (34, 34, 38)
@@ -46,19 +49,30 @@ def jitter(color: Color, rng: Random, by: int = 12) -> Color:
     return red, green, blue
 
 
+def unnamed(near: Collection[str], rng: Random) -> Color:
+    """A colour that none of the names fits (turquoise, olive, beige...), the nearest of which is among `near`."""
+    while True:
+        color = rng.randrange(20, 250), rng.randrange(20, 250), rng.randrange(20, 250)
+        away = {name: math.dist(color, named) for name, named in COLOURS.items()}
+        nearest = min(away, key=away.__getitem__)
+        if away[nearest] > _FAR and nearest in near:
+            return color
+
+
 class Pen:
     """Draws in fractions of a transparent picture's width (x) and height (y).
 
     A disc's radius and a line's thickness are fractions of the height, so that wheels stay round. What is drawn
     is opaque: the picture's alpha is exactly the thing's mask, 0 or 255. `rng` decides on a thing's variants; a
-    shape takes the same numbers from it at every size.
+    shape takes the same numbers from it at every size. `colour` is one of `COLOURS`, or a colour without
+    a name.
     """
 
-    def __init__(self, width: int, height: int, colour: str, rng: Random) -> None:
+    def __init__(self, width: int, height: int, colour: str | Color, rng: Random) -> None:
         self.image = Image.new("RGBA", (width, height))
         self.rng = rng
         self.aspect = width / height
-        self.base = jitter(COLOURS[colour], rng)
+        self.base = jitter(COLOURS[colour] if isinstance(colour, str) else colour, rng)
         self.dark = shade(self.base, 0.72) if colour != "white" else shade(self.base, 0.86)
         self.light = shade(self.base, 1.25)
         self._width, self._height = width, height

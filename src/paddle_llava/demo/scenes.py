@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from paddle_llava.demo.backdrop import Ground, choose_ground, finish, paint_backdrop
-from paddle_llava.demo.composition import Placed, compose
+from paddle_llava.demo.composition import Placed, compose, repaint
 from paddle_llava.demo.kinds import KINDS, Split
 from paddle_llava.demo.pen import Pen
 from paddle_llava.processing.boxes import Box
@@ -28,7 +28,7 @@ _SUPERSAMPLING = 2
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One thing that can be seen, if only in part.
+    """One thing that can be seen, if only in part; `colour` is "" where it has no name.
 
     `box` (x1, y1, x2, y2) frames its visible drawing, in pixels of the picture (exact to half a pixel, the step of
     the supersampled drawing); `visible` is the part of its drawing that is neither hidden nor outside of the
@@ -75,12 +75,14 @@ def draw_scene(
     size: int | tuple[int, int] = (224, 224),
     split: Split = "train",
     objects: tuple[int, int] = (2, 8),
+    unnamed: bool = False,
 ) -> Scene:
     """The scene of `seed`; the splits are two worlds of their own.
 
     `size` is (width, height) in pixels, or the longer side alone with an aspect ratio that the seed chooses.
     `objects` is how many are drawn, from least to most; some may end hidden. Half of the `heldout` scenes hold a
-    pair of kind and colour that no `train` scene has.
+    pair of kind and colour that no `train` scene has. `unnamed` paints things in colours without a name: what they are
+    can be learnt from such a scene, but nothing can be asked about it.
     """
     rng = Random(f"{split} {seed}")
     aspect = rng.choice((1.0, 1.0, 1.0, 4 / 3, 4 / 3, 3 / 4, 3 / 2, 16 / 9))
@@ -88,7 +90,7 @@ def draw_scene(
         size = (size, round(size / aspect)) if aspect >= 1 else (round(size * aspect), size)
     ground = choose_ground(rng)
     things = compose(ground, size[0] / size[1], split, objects, rng)
-    return paint(ground, things, size, split, rng)
+    return paint(ground, repaint(things, rng) if unnamed else things, size, split, rng)
 
 
 def paint(ground: Ground, things: list[Placed], size: tuple[int, int], split: Split, rng: Random) -> Scene:
@@ -143,7 +145,8 @@ def _measure(
         corners = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
         x1, y1, x2, y2 = (int(corner) / _SUPERSAMPLING for corner in corners)
         share = count / pixels.size
-        seen.append(SceneObject(thing.kind, thing.colour, (x1, y1, x2, y2), count / total, share))
+        colour = thing.colour if isinstance(thing.colour, str) else ""
+        seen.append(SceneObject(thing.kind, colour, (x1, y1, x2, y2), count / total, share))
     return seen
 
 

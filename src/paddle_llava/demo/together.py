@@ -22,7 +22,7 @@ from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.training.parallel import World
 
-HEAD_ALONE = 300  # batches whose cells teach only the head, which is new
+HEAD_ALONE = 100  # batches whose cells teach only the head, which is new
 
 
 class Lessons:
@@ -31,7 +31,8 @@ class Lessons:
     def __init__(
         self, processor: LlavaProcessor, asked: int, watched: int, split: Split = "train", seed: int = 0
     ) -> None:
-        """A step asks about `asked` pictures, or tells texts about twice as many; `watched` more are only looked at."""
+        """A step asks about `asked` pictures, or tells texts about twice as many; `watched` more are only looked at, in
+        training every other one `unnamed`."""
         self.questions = Questions(processor, asked, split)
         self.processor, self.asked, self.watched, self.split, self.seed = processor, asked, watched, split, seed
 
@@ -41,7 +42,8 @@ class Lessons:
         asked = self.asked * (2 if telling else 1)
         first = (self.seed * 1_000_000 + step) * SEEDS_A_STEP
         seeds = range(first, first + asked + self.watched)
-        scenes = [draw_sized(seed, side, self.split) for seed in seeds]
+        unnamed = [self.split == "train" and number >= asked and number % 2 == 1 for number in range(len(seeds))]
+        scenes = [draw_sized(seed, side, self.split, it) for seed, it in zip(seeds, unnamed, strict=True)]
         told, about = self.questions.about(scenes[:asked], seeds[:asked], telling=telling)
         return told | seen([*about, *scenes[asked:]], self.processor) | {"asked": len(about), "step": step}
 

@@ -34,6 +34,7 @@ from paddle_llava.demo.guidance import (
     focuses_of_text,
     guidance_loss,
     lay_out_focuses,
+    mentioned,
 )
 from paddle_llava.demo.kinds import Split
 from paddle_llava.demo.loop import Say, fit
@@ -41,6 +42,7 @@ from paddle_llava.demo.model import TEMPLATE, build_tokenizer
 from paddle_llava.demo.naming import LANGUAGES, Language
 from paddle_llava.demo.scenes import Scene, draw_scene
 from paddle_llava.demo.shared_picture import Places, Row, lay_out, run_layer
+from paddle_llava.demo.unseen import UnseenWords
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.models.llama import rotary_embedding
 from paddle_llava.processing.conversation import Message
@@ -48,7 +50,7 @@ from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import TEMPLATES, Template
 
 TURNS = 12
-TELLING = 5  # every so many steps, texts about pictures are told, which are long; else questions are asked
+TELLING = 4  # every so many steps, texts about pictures are told, which are long; else questions are asked
 LISTS = 0.6
 LOOKED_UP, LOOKING_UP = ("what", "colour", "box", "at_box"), 0.04  # kinds, and the part of all steps they have alone
 EASIEST, HARDEST = 0.2, 0.3  # hardness at first; the part of all steps after which scenes are whole
@@ -56,6 +58,7 @@ GUIDANCE = 0.3  # of the loss of each guided layer
 SMALL = 64  # pixels: enough to know who covers what
 SEEDS_A_STEP = 1000
 _BRIEF = replace(TEMPLATE, system="")
+SINGLED_OUT = ("what", "colour", "at_box")  # kinds whose answer is what one thing is, or its colour
 _ASKED = tuple(kind for kind in KINDS_OF_QUESTION if kind != "describe")
 
 
@@ -80,13 +83,14 @@ class Questions:
         tokenizer = build_tokenizer()
         vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
         self.pieces = [text.replace("▁", " ") for text, _ in vocabulary]
+        self.unseen = UnseenWords(tokenizer)
 
     def batch(self, step: int) -> dict[str, Any]:
         """What `shared_picture.lay_out` and `guidance.lay_out_focuses` give, and:
 
         `cells` [cells of all, WIDTH], which take the places of image tokens. `weights` [targets] make long answers
         count more than short ones, but not as much as they are longer; `sizes` are the answers' numbers of targets and
-        `kinds` what was asked, in order.
+        `kinds` what was asked, in order; `unseen` int64 [targets] are rows of `UnseenWords.table`.
         """
         progress = step / self.steps if self.steps else 1.0
         hardness = min(1.0, EASIEST + (1 - EASIEST) * progress / HARDEST)
@@ -109,7 +113,7 @@ class Questions:
     ) -> tuple[dict[str, Any], list[Scene]]:
         """What `batch` gives, about these `scenes`, and those of them about which there is something to ask."""
         rows: list[Row] = []
-        cells, kinds, asked = [], [], []
+        cells, kinds, asked, unseen = [], [], [], []
         focuses: list[tuple[int, int, Focus]] = []
         vision = self.processor.config.vision
         for scene, seed in zip(scenes, seeds, strict=True):
@@ -123,6 +127,7 @@ class Questions:
             row = self._row([it.sample for it in told], len(of_row.kind))
             for number, it in enumerate(told):
                 focuses += [(len(rows), number, focus) for focus in self._focuses(it, scene, of_row, row, number)]
+                unseen += self._unseen(it, scene, *row.parts[number])
             cells.append(as_numbers(of_row))
             rows.append(row)
             kinds += [it.kind for it in told]
@@ -134,6 +139,7 @@ class Questions:
             "weights": weights / weights.sum(),
             "sizes": sizes,
             "kinds": kinds,
+            "unseen": np.array(unseen),
         }
         return batch | lay_out_focuses(focuses, batch["shape"]) | more, asked
 
@@ -171,6 +177,21 @@ class Questions:
         else:
             yield from focuses_of_text(told.mentions, pieces, cells.owner, first_cell, tokens)
 
+    def _unseen(self, told: Told, scene: Scene, ids: np.ndarray, labels: np.ndarray) -> list[int]:
+        """For each target the row of `UnseenWords.table`, by what is named there."""
+        rows = np.zeros(len(ids), np.int64)
+        tokens = np.flatnonzero(labels[1:] != IGNORED)
+        about: list[tuple[int, int]] = []
+        if told.kind in SINGLED_OUT and told.turn:
+            about = [(int(token), told.turn.objects[0]) for token in tokens]
+        elif told.mentions:
+            names = mentioned(told.mentions, [self.pieces[number] for number in ids], tokens)
+            about = [(token, told.mentions[number][1][0]) for token, number in names]
+        for token, number in about:
+            thing = scene.objects[number]
+            rows[token] = self.unseen.row(int(ids[token + 1]), (thing.kind, thing.colour))
+        return rows[tokens].tolist()
+
 
 class Tongue(nn.Layer):
     """The decoder under training and the layer that stands for eye and projector."""
@@ -181,6 +202,7 @@ class Tongue(nn.Layer):
         self.reader = nn.Linear(WIDTH, model.config.text.hidden_size)
         embeddings = model.language_model.embed_tokens.weight.numpy()
         self.reader.weight.set_value(aligned_weight(embeddings, build_tokenizer()))
+        self._unseen = paddle.to_tensor(UnseenWords(build_tokenizer()).table)
         self._embed, self._logits = model.embed, model.logits
 
     def told(self, batch: dict[str, Any]) -> Tensor:
@@ -212,6 +234,7 @@ class Tongue(nn.Layer):
     def loss_of(self, features: Tensor, batch: dict[str, Any]) -> Tensor:
         """Of what is answered where `features` [cells of all, hidden_size] are seen."""
         logits, targets, attention = self.target_logits(batch, features)
+        logits = logits + paddle.gather(self._unseen, paddle.to_tensor(batch["unseen"]))
         losses = F.cross_entropy(logits, targets, reduction="none").flatten()
         answers = (losses * paddle.to_tensor(batch["weights"])).sum()
         return answers + GUIDANCE * sum(guidance_loss(weights, batch) for weights in attention)

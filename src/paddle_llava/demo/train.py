@@ -74,7 +74,7 @@ QUICK = Amount(
 )
 EYE = {"batch_size": 16, "learning_rate": 1e-3}
 TONGUE = {"batch_size": 8, "learning_rate": 1e-3}
-TOGETHER = {"asked": 8, "watched": 16, "learning_rate": 7e-4}
+TOGETHER = {"asked": 8, "watched": 24, "learning_rate": 7e-4}
 
 
 def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amount | None = None) -> Path:
