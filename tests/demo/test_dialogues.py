@@ -269,6 +269,13 @@ def test_training_never_names_a_heldout_pair(scenes: list[Scene], heldout: list[
     assert len(pairs(all_turns(heldout)) & HELDOUT_PAIRS) == len(HELDOUT_PAIRS)
 
 
+def test_questions_about_a_heldout_pair_are_marked(heldout: list[Scene]) -> None:
+    for number, scene in enumerate(heldout[:40]):
+        new = {index for index, thing in enumerate(scene.objects) if (thing.kind, thing.colour) in HELDOUT_PAIRS}
+        for turn in dialogue(scene, number):
+            assert turn.new_pair == bool(new & set(turn.objects))
+
+
 def test_training_never_uses_a_heldout_wording(scenes: list[Scene], heldout: list[Scene]) -> None:
     new, old = patterns("heldout"), patterns("train")
     turns = all_turns(heldout)
@@ -279,7 +286,7 @@ def test_training_never_uses_a_heldout_wording(scenes: list[Scene], heldout: lis
         assert any(pattern.fullmatch(question) for pattern in new)
         assert not any(pattern.fullmatch(question) for pattern in old), question
     train = all_turns(scenes[:150])
-    assert not any(turn.new_wording for turn in train)
+    assert not any(turn.new_wording or turn.new_pair for turn in train)
     assert not any(turn.new_wording for turn in all_turns(heldout[:50], split="train"))
     for turn in train[:400]:
         assert any(pattern.fullmatch(turn.question.split("\n")[0]) for pattern in old), turn.question

@@ -340,12 +340,16 @@ def test_captions_and_lists_of_boxes_in_both_languages() -> None:
 
 
 def test_figures() -> None:
-    turns = [turn for seed in range(6) for turn in dialogue(draw_scene(seed, size=64), seed, split="heldout")]
+    scenes = [draw_scene(seed, size=64, split="heldout") for seed in range(6)]
+    turns = [turn for seed, scene in enumerate(scenes) for turn in dialogue(scene, seed)]
     best = figures([Answered(turn, 0, turn.answer) for turn in turns])
     worst = figures([Answered(turn, 0, "?") for turn in turns])
     assert best["vqa"]["exact"] == best["box"]["iou"] == best["describe"]["named"] == 1
     assert worst["vqa"]["exact"] == worst["box"]["iou"] == worst["describe"]["named"] == 0
     assert best["describe"]["invented"] == 0
+    assert (
+        best["vqa pair"]["asked"] == sum(turn.new_pair and turn.kind not in ("box", "describe") for turn in turns) > 0
+    )
     assert any(line.startswith("vqa") for line in lines(best))
 
 

@@ -14,7 +14,7 @@ from random import Random
 from paddle_llava.demo import questions
 from paddle_llava.demo.composition import pick
 from paddle_llava.demo.descriptions import caption, description, large_objects, scene_as_text
-from paddle_llava.demo.kinds import Split
+from paddle_llava.demo.kinds import HELDOUT_PAIRS, Split
 from paddle_llava.demo.naming import (
     LANGUAGES,
     Language,
@@ -62,8 +62,8 @@ class Turn:
     counted, one name means all.
     `kind` is a key of `KINDS_OF_QUESTION`, `sort` the question's among its kind, a key of `PHRASES`; `objects` are the
     numbers, in `scene.objects`, of what it is about (for a description: what it must name). `new_wording` marks a
-    phrasing that is kept out of training. `present` is (kind, colour) of every object in the scene, for judging
-    descriptions.
+    phrasing that is kept out of training, `new_pair` a question about a thing of which training never has kind and
+    colour together. `present` is (kind, colour) of every object in the scene, for judging descriptions.
     """
 
     question: str
@@ -75,6 +75,7 @@ class Turn:
     new_wording: bool = False
     present: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     names: tuple[str, ...] = ()
+    new_pair: bool = False
 
 
 def dialogue(
@@ -153,10 +154,21 @@ def _put(question: Question, kind: str, view: View, language: Language, split: S
     if rng.random() < _HINTED and kind not in ("describe", "box", "at_box"):
         text = f"{text}\n{SHORT_ANSWER[language]}"
     answer = _answer(question, view.scene, language)
-    if kind != "describe":
-        return Turn(text, answer, kind, question.objects, language, question.sort, new, names=names)
-    present = tuple((thing.kind, thing.colour) for thing in view.things)
-    return Turn(text, answer, kind, tuple(large_objects(view.scene)), language, question.sort, new, present)
+    pairs = tuple((thing.kind, thing.colour) for thing in view.things)
+    described = kind == "describe"
+    objects = tuple(large_objects(view.scene)) if described else question.objects
+    return Turn(
+        text,
+        answer,
+        kind,
+        objects,
+        language,
+        question.sort,
+        new,
+        present=pairs if described else (),
+        names=names,
+        new_pair=any(pairs[number] in HELDOUT_PAIRS for number in objects),
+    )
 
 
 def _answer(question: Question, scene: Scene, language: Language) -> str:

@@ -78,7 +78,8 @@ def ask(
 
 
 def figures(answered: Sequence[Answered]) -> dict[str, dict[str, float]]:
-    """For each kind of question, `kind language`, and `vqa` (all with one right answer): its figures and `asked`.
+    """For each kind of question and `vqa` (all with one right answer), also of each `kind language` and of each
+    `kind pair`, which is about kinds and colours that training never has together: its figures and `asked`.
 
     `exact`; for boxes `iou` and `hit`; for descriptions `named`, the share of the large objects, and `invented`, the
     share of what is mentioned. `new` is `exact` over the wordings that training never has.
@@ -88,21 +89,23 @@ def figures(answered: Sequence[Answered]) -> dict[str, dict[str, float]]:
         scores = score(it.turn, it.answer)
         if it.turn.new_wording and "exact" in scores:
             scores |= {"new": scores["exact"], "new_asked": 1.0}
-        names = [it.turn.kind, f"{it.turn.kind} {it.turn.language}"]
-        names += ["vqa", f"vqa {it.turn.language}"] if "exact" in scores else []
-        for name in names:
+        sorts = [it.turn.kind, "vqa"] if "exact" in scores else [it.turn.kind]
+        parts = ["", f" {it.turn.language}", *([" pair"] if it.turn.new_pair else [])]
+        for name in (sort + part for sort in sorts for part in parts):
             for key, value in {**scores, "asked": 1.0}.items():
                 sums[name][key] += value
     return {name: dict(_means(sums[name])) for name in sorted(sums)}
 
 
 def lines(table: dict[str, dict[str, float]]) -> Iterator[str]:
-    """The figures, to print: English and Chinese beside all."""
-    yield f"{'':10} {'asked':>6}  {'all':>6} {'en':>6} {'zh':>6}"
+    """The figures, to print: English, Chinese and pairs never trained on beside all."""
+    yield f"{'':10} {'asked':>6}  {'all':>6} {'en':>6} {'zh':>6} {'pair':>6}"
     for kind in ("vqa", *KINDS_OF_QUESTION):
         for key in ("exact", "new", "iou", "hit", "named", "invented"):
             if key in table.get(kind, {}):
-                values = [table.get(f"{kind}{suffix}", {}).get(key, float("nan")) for suffix in ("", " en", " zh")]
+                values = [
+                    table.get(f"{kind}{suffix}", {}).get(key, float("nan")) for suffix in ("", " en", " zh", " pair")
+                ]
                 shown = " ".join(f"{value:6.3f}" for value in values)
                 yield f"{kind:10} {table[kind]['asked']:6.0f}  {shown}  {key}"
 
