@@ -1,4 +1,4 @@
-"""The picture of the first dialogue: a red bus close by, two houses, a dog and a cloud."""
+"""The picture of the first dialogue: a red bus close by, a tree, a house, a dog, sun and cloud."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _ASPECT = 4 / 3
 # kind, colour, box in the square-padded frame, seed of the variant, flipped
 _THINGS: tuple[tuple[str, str, Box, int, bool], ...] = (
     ("cloud", "white", (0.36, 0.15, 0.58, 0.25), 1, False),
-    ("house", "yellow", (0.03, 0.15, 0.205, 0.50), 3, False),
+    ("sun", "yellow", (0.70, 0.14, 0.80, 0.24), 1, False),
+    ("tree", "green", (0.01, 0.16, 0.20, 0.56), 4, False),
     ("house", "white", (0.82, 0.14, 0.995, 0.50), 5, False),
     ("bus", "red", BUS_BOX, 9, False),
-    ("dog", "brown", (0.01, 0.70, 0.18, 0.82), 2, True),
+    ("dog", "brown", (0.02, 0.72, 0.19, 0.84), 2, True),
 )
 
 

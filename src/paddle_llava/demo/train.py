@@ -56,10 +56,10 @@ FULL = Amount(
     eye_steps=9200,
     tongue_steps=5200,
     alignment_steps=3500,
-    together_steps=2400,
+    together_steps=4000,
     pictures=8000,
     pretrain_share=0.35,
-    finetune_epochs=0.55,
+    finetune_epochs=0.5,
     judged=1000,
 )
 QUICK = Amount(
