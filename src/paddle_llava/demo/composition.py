@@ -12,7 +12,7 @@ from paddle_llava.processing.boxes import Box
 
 _TRIES = 14
 _CLOSEST = 2.0  # times as large as they usually are, all things of a picture that is taken from nearby
-_MANY_COLOURS, _REPAINTED = 8, 0.7
+_MANY_COLOURS, _REPAINTED = 8, 0.7  # what a kind must come in to be repainted, and how often it is
 _WIDEST, _TALLEST = 0.9, 0.85  # parts of the picture
 
 

@@ -2,7 +2,7 @@
 
 A decoder finds by itself which cells a question means, but only after long training at the level of chance. Told where
 some of its heads should look (as Mi et al. 2016, arXiv:1608.00112, told translation models), it learns that first, and
-what to make of the cells after it. Nothing of this stays in the model: guidance ends with the tongue's pretraining.
+what to make of the cells after it. Guided heads are like any others afterwards.
 """
 
 from __future__ import annotations

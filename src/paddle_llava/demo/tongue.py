@@ -58,7 +58,7 @@ GUIDANCE = 0.3  # of the loss of each guided layer
 SMALL = 64  # pixels: enough to know who covers what
 SEEDS_A_STEP = 1000
 _BRIEF = replace(TEMPLATE, system="")
-SINGLED_OUT = ("what", "colour", "at_box")  # kinds whose answer is what one thing is, or its colour
+_SINGLED_OUT = ("what", "colour", "at_box")  # kinds whose answer is what one thing is, or its colour
 _ASKED = tuple(kind for kind in KINDS_OF_QUESTION if kind != "describe")
 
 
@@ -182,7 +182,7 @@ class Questions:
         rows = np.zeros(len(ids), np.int64)
         tokens = np.flatnonzero(labels[1:] != IGNORED)
         about: list[tuple[int, int]] = []
-        if told.kind in SINGLED_OUT and told.turn:
+        if told.kind in _SINGLED_OUT and told.turn:
             about = [(int(token), told.turn.objects[0]) for token in tokens]
         elif told.mentions:
             names = mentioned(told.mentions, [self.pieces[number] for number in ids], tokens)
@@ -201,8 +201,9 @@ class Tongue(nn.Layer):
         self.language_model = model.language_model
         self.reader = nn.Linear(WIDTH, model.config.text.hidden_size)
         embeddings = model.language_model.embed_tokens.weight.numpy()
-        self.reader.weight.set_value(aligned_weight(embeddings, build_tokenizer()))
-        self._unseen = paddle.to_tensor(UnseenWords(build_tokenizer()).table)
+        tokenizer = build_tokenizer()
+        self.reader.weight.set_value(aligned_weight(embeddings, tokenizer))
+        self._unseen = paddle.to_tensor(UnseenWords(tokenizer).table)
         self._embed, self._logits = model.embed, model.logits
 
     def told(self, batch: dict[str, Any]) -> Tensor:

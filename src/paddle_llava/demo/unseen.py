@@ -18,7 +18,6 @@ from paddle_llava.demo.concepts import CONCEPTS
 from paddle_llava.demo.kinds import colours_of
 
 NO_CHOICE = -1e4  # added to a logit
-Pair = tuple[str, str]
 
 
 def _is_unseen() -> np.ndarray:
@@ -54,7 +53,7 @@ class UnseenWords:
             self.table[kind, self._colours[colour - 1]] = NO_CHOICE
             self.table[len(KIND_NAMES) + colour, self._kinds[kind - 1]] = NO_CHOICE
 
-    def row(self, token: int, pair: Pair) -> int:
+    def row(self, token: int, pair: tuple[str, str]) -> int:
         """The row for a place where `token` is to be told of a thing of the kind and colour `pair`."""
         kind, colour = KIND_NAMES.index(pair[0]), COLOUR_NAMES.index(pair[1])
         if token in self._colours[colour]:
