@@ -36,10 +36,10 @@ chat: $(BIN)/llava ## chat with the small model that comes along (PHOTO=..., MOD
 	@$(BIN)/llava demo $(if $(MODEL),--model-path $(MODEL)) $(if $(PHOTO),--image-file $(PHOTO))
 
 test: $(VENV)/.test ## run the tests
-	@$(BIN)/python -m pytest -m "not parity"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not parity"
 
 parity: $(VENV)/.parity ## compare live with transformers on torch
-	@$(BIN)/python -m pytest -m parity
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m parity
 
 lint: $(VENV)/.lint ## ruff and mypy
 	@$(BIN)/ruff check .

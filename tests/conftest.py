@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import paddle_llava
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: threads would only wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

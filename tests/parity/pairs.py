@@ -16,7 +16,8 @@ from paddle_llava import LlavaForConditionalGeneration, LlavaProcessor
 if TYPE_CHECKING:
     from reference import Reference
 
-SEED = int(os.environ.get("PARITY_SEED") or random.SystemRandom().randrange(10**6))
+# The same in all processes of a run (pytest-xdist), which must find the same tests.
+SEED = int(os.environ.get("PARITY_SEED") or random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(10**6))
 TIED: dict[str, Any] = {"text": {"tie_word_embeddings": True}, "tie_word_embeddings": True}
 BIASES: dict[str, Any] = {"text": {"attention_bias": True, "mlp_bias": True}}
 SLOW_ROPE: dict[str, Any] = {

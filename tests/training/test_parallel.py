@@ -72,6 +72,12 @@ def logs(settings: Path) -> list[str]:
     return [(settings.parent / "log" / f"workerlog.{rank}").read_text() for rank in (0, 1)]
 
 
+def all_said(*runs: Path) -> str:
+    """The end of what launchers and processes said: one text, which pytest does not shorten."""
+    paths = [file for run in runs for file in (run.parent / "said.txt", *sorted((run.parent / "log").iterdir()))]
+    return "\n".join(f"--- {path}\n{path.read_text()[-4000:]}" for path in paths)
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 300) -> float:
     begun = time.monotonic()
     while not condition():
@@ -99,7 +105,7 @@ def test_two_processes_are_one_with_the_doubled_batch(run: Runner) -> None:
     resumed = settings(run, "resumed", resume_from_checkpoint=str(alone / "checkpoint-2"))
     with ExitStack() as stack:
         processes = [stack.enter_context(launched(each)) for each in (sharded, resumed)]
-        assert [process.wait(300) for process in processes] == [0, 0]
+        assert [process.wait(300) for process in processes] == [0, 0], all_said(sharded, resumed)
     out = sharded.parent / "out"
     assert losses(out) == pytest.approx(losses(one), abs=2e-6)
     assert [line["targets"] for line in log(out)[:-1]] == [line["targets"] for line in log(one)]
@@ -121,7 +127,7 @@ def test_a_model_split_over_two_processes_learns_as_a_whole_one(lora: bool, run:
     one = run("one", **STEPS, **ONE, lora=lora, lora_dropout=0)
     divided = settings(run, "divided", **ONE, lora=lora, lora_dropout=0, tensor_parallel_degree=2)
     with launched(divided) as process:
-        assert process.wait(300) == 0, logs(divided)
+        assert process.wait(300) == 0, all_said(divided)
     out = divided.parent / "out"
     assert losses(out) == pytest.approx(losses(one), abs=5e-6)
     again = run("again", **STEPS, **ONE, lora=lora, lora_dropout=0, resume_from_checkpoint=str(out / "checkpoint-2"))
@@ -157,9 +163,9 @@ def test_a_sharded_run_goes_on_bit_for_bit(run: Runner) -> None:
         assert all("llava: error: stopped by SIGTERM after step" in said for said in logs(stopped))
         (step,) = checkpoints(stopped.parent / "out")
         assert 3 <= step < 30
-        assert process.wait(300) == 0
+        assert process.wait(300) == 0, all_said(straight)
     with launched(stopped) as other:
-        assert other.wait(120) == 0
+        assert other.wait(120) == 0, all_said(stopped)
     assert weights(stopped.parent / "out") == weights(straight.parent / "out")
 
 
@@ -286,7 +292,7 @@ def test_stages_2_and_3_are_one_process_with_the_doubled_batch(run: Runner) -> N
     program = str(Path(__file__).with_name("like_a_device.py"))
     two, three = (settings(run, stage, **changes, sharding=stage) for stage in ("stage2", "stage3"))
     with launched(two, program) as first, launched(three, program) as second:
-        assert [first.wait(300), second.wait(300)] == [0, 0], logs(two) + logs(three)
+        assert [first.wait(300), second.wait(300)] == [0, 0], all_said(two, three)
     one = run("one", **{**STEPS, **ONE, **changes})
     for each in (two, three):
         assert losses(each.parent / "out") == pytest.approx(losses(one), abs=2e-6)
@@ -295,5 +301,5 @@ def test_stages_2_and_3_are_one_process_with_the_doubled_batch(run: Runner) -> N
         run, "resumed", **changes, sharding="stage3", resume_from_checkpoint=str(three.parent / "out" / "checkpoint-2")
     )
     with launched(resumed, program) as process:
-        assert process.wait(300) == 0, logs(resumed)
+        assert process.wait(300) == 0, all_said(resumed)
     assert losses(resumed.parent / "out") == pytest.approx(losses(one)[2:], abs=2e-6)
