@@ -13,13 +13,12 @@ from paddle_llava import LlavaForConditionalGeneration
 from paddle_llava.checkpoints.names import stored_names
 from paddle_llava.data.collate import Batch, PreparedSample, collate
 from paddle_llava.data.encoding import EncodedSample
-from paddle_llava.data.packing import first_fit_decreasing
 from paddle_llava.models.lora import add_lora
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.optimizer import build_optimizer, select_trainable
 from paddle_llava.training.parallel import World
 from paddle_llava.training.step import Stepper
-from training_data import LEARNING_RATE, LORA_ALPHA, LORA_DROPOUT, LORA_RANK, MAX_LENGTH, Drawn
+from training_data import LEARNING_RATE, LORA_ALPHA, LORA_DROPOUT, LORA_RANK, Drawn
 
 
 class PaddleTrainer:
@@ -49,7 +48,7 @@ class PaddleTrainer:
         self.taken = 0
 
     def step(self, samples: Sequence[Drawn]) -> dict[str, Any]:
-        """One step on `samples`, packed into as few rows as they fit: its seconds, and its loss."""
+        """One step on `samples`, packed into one row: its seconds, and its loss."""
         batch = _batch(samples)
         self.taken += 1
         start = time.perf_counter()
@@ -59,9 +58,8 @@ class PaddleTrainer:
 
 
 def _batch(samples: Sequence[Drawn]) -> Batch:
-    rows = first_fit_decreasing([len(sample.input_ids) for sample in samples], MAX_LENGTH)
-    prepared = [[_prepared(samples[place], place) for place in row] for row in rows]
-    return collate(prepared, padding_id=0) | {"skipped": [], "state": ()}
+    row = [_prepared(sample, number) for number, sample in enumerate(samples)]
+    return collate([row], padding_id=0) | {"skipped": [], "state": ()}
 
 
 def _prepared(drawn: Drawn, number: int) -> PreparedSample:

@@ -2,11 +2,12 @@
 
     python benchmarks/train_step.py [--shape 0.1B] [--rounds 5] [--mode lora] [--data mixed] [--batch 4]
 
-The same random weights, samples, optimizer (AdamW) and clipping, float32 and the same number of threads; the two take
-turns, step by step, each in its own process. Every step is one forward and backward pass over the whole batch. Where
-lengths differ, this project packs the samples (`mixtoken`) and the other side pads them to the longest, as
-`transformers`' collators do. Only the samples' own tokens are counted, never padding. Exits with 1 when a ratio misses
-its target.
+The same random weights, samples, optimizer (AdamW) and clipping, float32 and the same number of threads; first one
+takes all steps of a case, then the other, each in its own process, for both may not find room in the memory at once.
+Every step is one forward and backward pass over the whole batch. Where
+lengths differ, this project packs the samples (`mixtoken`) into one sequence, as with a `max_length` of a whole step,
+and the other side pads them to the longest, as `transformers`' collators do. Only the samples' own tokens are counted,
+never padding. Exits with 1 when a ratio misses its target.
 
 `mixed` draws lengths as LLaVA's mix of 665,000 conversations has them, roughly: of 16 samples 15 show one picture (576
 features) beside a log-normal number of words' tokens (median 160, sigma 0.9, from 24 to 1400), and one shows none
@@ -15,7 +16,7 @@ features) beside a log-normal number of words' tokens (median 160, sigma 0.9, fr
 The samples of a `mixed` step are drawn at random, as LLaVA's trainer does with `group_by_modality_length` off.
 `grouped` (not measured unless named) draws them as it does with that setting on and 8 devices: all with a picture or
 none with one, and of each large batch a share that is even in sum, not in length. The padding is then no less: of 8
-padded samples' places 58% hold a token, 63% in `mixed`. The two together may want more than 24 GiB for batches of 8.
+padded samples' places 58% hold a token, 63% in `mixed`.
 """
 
 from __future__ import annotations
@@ -83,27 +84,25 @@ def _options() -> argparse.Namespace:
 
 
 def _measure(folder: Path, mode: str, case: Case, options: argparse.Namespace) -> dict[str, Run]:
-    """Both peers, a step each by turns."""
+    """Both peers, one after the other."""
     random = np.random.default_rng(0)
     image_token = json.loads((folder / "config.json").read_text())["image_token_index"]
     batches = [draw_samples(case, options.batch, image_token, random) for _ in range(options.rounds + 1)]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in PEERS}
-    with Peer(PEERS["paddle-llava"]) as ours, Peer(PEERS["transformers"]) as theirs:
-        peers = dict(zip(PEERS, (ours, theirs), strict=True))
-        with watched(ours.pid) as our_memory, watched(theirs.pid) as their_memory:
-            for peer in peers.values():
+    found: dict[str, tuple[list[dict[str, Any]], Memory]] = {}
+    for name, module in PEERS.items():
+        with Peer(module) as peer:
+            with watched(peer.pid) as memory:
                 peer.call("load", folder, mode, len(batches))
-            for samples in batches:
-                for name, peer in peers.items():
-                    found[name].append(peer.call("step", samples))
+                steps = [peer.call("step", samples) for samples in batches]
+            found[name] = (steps, memory[0])
     tokens = [sum(len(sample.input_ids) for sample in samples) for samples in batches]
     return {
         name: Run(
             [count / step["seconds"] for count, step in zip(tokens[1:], steps[1:], strict=True)],
             [step["loss"] for step in steps],
-            memory[0],
+            memory,
         )
-        for (name, steps), memory in zip(found.items(), (our_memory, their_memory), strict=True)
+        for name, (steps, memory) in found.items()
     }
 
 
@@ -119,7 +118,7 @@ def _rows(mode: str, case: Case, runs: dict[str, Run]) -> list[list[str]]:
 
 
 def _speed(runs: dict[str, Run]) -> float:
-    """The median of the rounds' ratios: what slows one round down slows both peers."""
+    """The median of the steps' ratios: the two took the same samples in the same order."""
     ours, theirs = (run.rates for run in runs.values())
     return median(our / their for our, their in zip(ours, theirs, strict=True))
 

@@ -14,7 +14,6 @@ WORDS = range(2000, 32000)  # beyond the tokenizer's own
 ANSWERED = 0.6  # of a sample's words
 IGNORED = -100
 
-MAX_LENGTH = 2048
 LEARNING_RATE = 2e-4
 LORA_RANK, LORA_ALPHA, LORA_DROPOUT = 32, 64.0, 0.05
 

@@ -5,7 +5,7 @@ import paddle
 import pytest
 from formulas import attention as expected_attention
 
-from paddle_llava.models.attention import MASKED, QUERY_BLOCK, attention, causal_mask
+from paddle_llava.models.attention import MASKED, QUERY_BLOCK, attention, causal_mask, swap_heads
 
 assert QUERY_BLOCK == 64  # the lengths below lie around it
 
@@ -75,3 +75,16 @@ def test_the_mask_says_who_sees_whom() -> None:
     valid = paddle.to_tensor([[False, True, True], [True, True, True]])
     assert causal_mask(2, 3, 1, valid).tolist() == [[[[x, 0, x], [x, 0, 0]]], [[[0, 0, x], [0, 0, 0]]]]
     assert causal_mask(2, 3, 1).dtype == paddle.float32
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3, 4), (1, 1, 6, 2), (3, 4, 1, 2), (2, 1, 1, 8)])
+def test_heads_change_places_with_tokens(shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    factors = np.random.default_rng(1).standard_normal(array.transpose(0, 2, 1, 3).shape).astype(np.float32)
+    x = paddle.to_tensor(array, stop_gradient=False)
+    swapped = swap_heads(x)
+    assert (swapped.numpy() == array.transpose(0, 2, 1, 3)).all()
+    (swapped * paddle.to_tensor(factors)).sum().backward()
+    assert (x.grad.numpy() == factors.transpose(0, 2, 1, 3)).all()
+    assert (swap_heads(swapped).numpy() == array).all()
+    assert (swap_heads(x.astype("float64")).numpy() == array.transpose(0, 2, 1, 3)).all()

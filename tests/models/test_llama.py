@@ -111,6 +111,21 @@ def test_rotary_embedding(theta: float, factor: float, draw: np.random.Generator
     assert np.abs(output - turned(x, positions, theta, factor)).max() < 1e-3  # the angles are float32
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rotation_has_the_gradient_of_its_formula(rows: int, draw: np.random.Generator) -> None:
+    cos, sin = (paddle.to_tensor(draw.standard_normal((rows, 1, 5, 8)).astype(np.float32)) for _ in range(2))
+    factors = paddle.to_tensor(draw.standard_normal((2, 3, 5, 8)).astype(np.float32))
+    x = paddle.to_tensor(draw.standard_normal((2, 3, 5, 8)).astype(np.float32), stop_gradient=False)
+    halves_changed = paddle.concat([-x[..., 4:], x[..., :4]], axis=-1)
+    found = []
+    for value in (rotate(x, (cos, sin)), x * cos + halves_changed * sin):
+        (value * factors).sum().backward()
+        found.append((value.numpy(), x.grad.numpy()))
+        x.clear_grad()
+    for ours, theirs in zip(*found, strict=True):
+        assert np.abs(ours - theirs).max() < 1e-6
+
+
 def test_rotation_depends_on_distance_alone(draw: np.random.Generator) -> None:
     query, key = (draw.standard_normal((1, 1, 1, 8)).astype(np.float32) for _ in range(2))
 

@@ -49,6 +49,7 @@ def launched(settings: Path, *program: str) -> Iterator[subprocess.Popen[str]]:
             stdout=said,
             stderr=said,
             text=True,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
             start_new_session=True,
         )
         try:

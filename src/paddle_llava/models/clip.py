@@ -7,7 +7,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from paddle_llava.config import VisionConfig
-from paddle_llava.models.attention import attention
+from paddle_llava.models.attention import attention, swap_heads
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -26,10 +26,10 @@ class CLIPAttention(nn.Layer):
     def forward(self, hidden_states: Tensor) -> Tensor:
         batch, length, hidden_size = hidden_states.shape
         query, key, value = (
-            projection(hidden_states).reshape([batch, length, self.num_heads, -1]).transpose([0, 2, 1, 3])
+            swap_heads(projection(hidden_states).reshape([batch, length, self.num_heads, -1]))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        output = attention(query, key, value).transpose([0, 2, 1, 3])
+        output = swap_heads(attention(query, key, value))
         return self.out_proj(output.reshape([batch, length, hidden_size]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -14,7 +15,7 @@ from paddle.incubate.nn.functional import fused_rms_norm
 
 from paddle_llava.config import TextConfig
 from paddle_llava.environment import cpu_info
-from paddle_llava.models.attention import attention, causal_mask, segmented_attention
+from paddle_llava.models.attention import attention, causal_mask, segmented_attention, swap_heads
 from paddle_llava.models.kv_cache import KVCache
 from paddle_llava.models.side_by_side import SideBySide
 
@@ -64,7 +65,10 @@ class _RMSNorm(PyLayer):
         normed, inverse, weight = ctx.saved_tensor()
         for_x, for_weight = ctx.wanted
         product = gradient * normed
-        weight_gradient = product.flatten(0, -2).sum(0) if for_weight else None
+        weight_gradient = None
+        if for_weight:  # a sum over rows, as a product that all cores take part in
+            rows = product.reshape([-1, weight.shape[0]])
+            weight_gradient = paddle.matmul(paddle.ones([rows.shape[0]]), rows)
         if not for_x:
             return None, weight_gradient
         mean = paddle.matmul(product, weight).unsqueeze(-1) / weight.shape[0]
@@ -93,8 +97,33 @@ def for_all_heads(rotation: Rotation, config: TextConfig) -> Rotations:
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotate `x` [batch, heads, length, head_dim]; the halves of head_dim are paired, as in the published weights."""
     cos, sin = rotation
+    if x.place.is_cpu_place() and x.dtype == paddle.float32 and not x.is_dist():
+        return _Rotated.apply(x, cos, sin)
     first, second = x.chunk(2, axis=-1)
     return x * cos + paddle.concat([-second, first], axis=-1) * sin
+
+
+class _Rotated(PyLayer):
+    """`rotate` on the CPU, where the halves change places in a product with a matrix of 0, 1 and -1: exact, and with
+    the gradient written out a fifth of the time of cutting and joining them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return x * cos + paddle.matmul(x, _quarter_turn(x.shape[-1])) * sin
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensor()
+        turn = _quarter_turn(gradient.shape[-1])
+        return gradient * cos + paddle.matmul(gradient * sin, turn, transpose_y=True), None, None
+
+
+@cache
+def _quarter_turn(head_dim: int) -> Tensor:
+    """R [head_dim, head_dim] such that [a, b] R = [-b, a] for the halves a and b of a row."""
+    one = np.eye(head_dim // 2, dtype=np.float32)
+    return paddle.to_tensor(np.block([[0 * one, one], [-one, 0 * one]]), place="cpu")
 
 
 class LlamaAttention(nn.Layer):
@@ -122,7 +151,7 @@ class LlamaAttention(nn.Layer):
     ) -> Tensor:
         batch, length, _ = hidden_states.shape
         query, key, value = (
-            projection(hidden_states).reshape([batch, length, -1, self.head_dim]).transpose([0, 2, 1, 3])
+            swap_heads(projection(hidden_states).reshape([batch, length, -1, self.head_dim]))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotate(query, rotations[:2]), rotate(key, rotations[2:])
@@ -136,8 +165,7 @@ class LlamaAttention(nn.Layer):
                 cached = cache.append(self.layer, key, value)
                 key, value = cached if past else (key, value)
             output = attention(query, key, value, mask, past=past)
-        output = output.transpose([0, 2, 1, 3])
-        return self.o_proj(output.reshape([batch, length, -1]))
+        return self.o_proj(swap_heads(output).reshape([batch, length, -1]))
 
 
 class LlamaMLP(nn.Layer):
@@ -149,7 +177,9 @@ class LlamaMLP(nn.Layer):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias_attr=bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.down_proj(F.swiglu(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+        gate, up = self.gate_proj(hidden_states), self.up_proj(hidden_states)
+        # On the CPU the fused one takes twice the time of the two: its exponentials are made one by one.
+        return self.down_proj(F.silu(gate) * up if gate.place.is_cpu_place() else F.swiglu(gate, up))
 
 
 class LlamaLayer(nn.Layer):

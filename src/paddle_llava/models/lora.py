@@ -55,12 +55,12 @@ class _LowRank(PyLayer):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, dropout: float, seed: int) -> Tensor:
-        ctx.kept = None
+        ctx.dropped = None
         if dropout:
             drawn = np.random.Generator(np.random.SFC64(seed)).integers(0, 1 << 16, x.shape, np.uint16)
-            ctx.kept = drawn >= np.uint16(dropout * (1 << 16))
+            ctx.dropped = paddle.to_tensor(drawn < np.uint16(dropout * (1 << 16)), place=x.place)
             scale /= 1 - dropout
-        thin = paddle.matmul(_only(x, ctx.kept), a).scale_(scale)
+        thin = paddle.matmul(_without(x, ctx.dropped), a).scale_(scale)
         ctx.save_for_backward(x, a, b, thin)
         ctx.scale, ctx.wanted = scale, [not each.stop_gradient for each in (x, a, b)]
         return paddle.matmul(thin, b)
@@ -70,14 +70,14 @@ class _LowRank(PyLayer):
         x, a, b, thin = ctx.saved_tensor()
         for_thin = paddle.matmul(gradient, b, transpose_y=True).scale_(ctx.scale)
         for_b = paddle.matmul(thin.flatten(0, -2), gradient.flatten(0, -2), transpose_x=True)
-        for_a = paddle.matmul(_only(x, ctx.kept).flatten(0, -2), for_thin.flatten(0, -2), transpose_x=True)
-        for_x = _only(paddle.matmul(for_thin, a, transpose_y=True), ctx.kept) if ctx.wanted[0] else None
+        for_a = paddle.matmul(_without(x, ctx.dropped).flatten(0, -2), for_thin.flatten(0, -2), transpose_x=True)
+        for_x = _without(paddle.matmul(for_thin, a, transpose_y=True), ctx.dropped) if ctx.wanted[0] else None
         return tuple(each if wanted else None for each, wanted in zip((for_x, for_a, for_b), ctx.wanted, strict=True))
 
 
-def _only(x: Tensor, kept: np.ndarray | None) -> Tensor:
-    """`x` with zeros where it is not `kept`."""
-    return x if kept is None else x * paddle.to_tensor(kept.astype(np.float32), place=x.place)
+def _without(x: Tensor, dropped: Tensor | None) -> Tensor:
+    """`x` with zeros where it is `dropped`."""
+    return x if dropped is None else paddle.masked_fill(x, dropped, 0.0)
 
 
 def add_lora(
