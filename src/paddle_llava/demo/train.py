@@ -63,13 +63,13 @@ FULL = Amount(
     judged=1000,
 )
 QUICK = Amount(
-    eye_steps=700,
-    tongue_steps=1000,
-    alignment_steps=300,
-    together_steps=100,
-    pictures=3000,
+    eye_steps=680,
+    tongue_steps=430,
+    alignment_steps=200,
+    together_steps=30,
+    pictures=1500,
     pretrain_share=0.3,
-    finetune_epochs=0.3,
+    finetune_epochs=0.4,
     judged=60,
 )
 EYE = {"batch_size": 16, "learning_rate": 1e-3}
