@@ -4,10 +4,9 @@
 
 The same random weights, samples, optimizer (AdamW) and clipping, float32 and the same number of threads; first one
 takes all steps of a case, then the other, each in its own process, for both may not find room in the memory at once.
-Every step is one forward and backward pass over the whole batch. Where
-lengths differ, this project packs the samples (`mixtoken`) into one sequence, as with a `max_length` of a whole step,
-and the other side pads them to the longest, as `transformers`' collators do. Only the samples' own tokens are counted,
-never padding. Exits with 1 when a ratio misses its target.
+Every step is one forward and backward pass over the whole batch. This project packs its samples (`mixtoken`) into one
+sequence, as with a `max_length` of a whole step; the other side pads them to the longest, as `transformers`' collators
+do. Only the samples' own tokens are counted, never padding. Exits with 1 when a ratio misses its target.
 
 `mixed` draws lengths as LLaVA's mix of 665,000 conversations has them, roughly: of 16 samples 15 show one picture (576
 features) beside a log-normal number of words' tokens (median 160, sigma 0.9, from 24 to 1400), and one shows none

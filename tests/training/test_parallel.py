@@ -75,7 +75,7 @@ def logs(settings: Path) -> list[str]:
 
 def all_said(*runs: Path) -> str:
     """The end of what launchers and processes said: one text, which pytest does not shorten."""
-    paths = [file for run in runs for file in (run.parent / "said.txt", *sorted((run.parent / "log").iterdir()))]
+    paths = [file for run in runs for file in (run.parent / "said.txt", *sorted(run.parent.glob("log/workerlog.*")))]
     return "\n".join(f"--- {path}\n{path.read_text()[-4000:]}" for path in paths)
 
 

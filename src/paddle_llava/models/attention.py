@@ -142,7 +142,6 @@ class _CausalAttention(PyLayer):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: list[list[int]]) -> Tensor:
         scaled = query * (1.0 / math.sqrt(query.shape[-1]))
-        value = value.contiguous()  # a transposed view, of which each block would be copied
         masks: dict[tuple[int, int], Tensor] = {}
         outputs, kept = [], []
         for row, head, rows, keys in _blocks(query.shape, lengths):
