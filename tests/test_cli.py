@@ -205,6 +205,7 @@ def test_a_bar_at_a_terminal_only(demo_checkpoint: Path) -> None:
     )
     with Terminal(sys.executable, "-c", script, TERM="xterm") as terminal:
         terminal.wait_for("loading [red]")
+        terminal.wait_for("/s")
         terminal.wait_for("100%")
         assert terminal.exit_code() == 7
 

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from typing import Any
 
 from paddle_llava.errors import LlavaError
@@ -66,17 +67,48 @@ def importing_paddle() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar to tell `(done, in_all)`, which leaves no trace; None when stderr is no terminal."""
+def progress_bars(*labels: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Bars to tell `(label, done, in_all)`, with rate and time left, which leave no trace; None when stderr is no
+    terminal. Those of `labels` are there before anything is told of them."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label.replace("[", r"\["), total=None)
-        yield lambda done, in_all: progress.update(task, completed=done, total=in_all)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks = {label: progress.add_task(label.replace("[", r"\["), total=None, rate="") for label in labels}
+
+        def show(label: str, done: int, in_all: int) -> None:
+            if label not in tasks:
+                tasks[label] = progress.add_task(label.replace("[", r"\["), total=None, rate="")
+            progress.update(tasks[label], completed=done, total=in_all)
+            speed = progress.tasks[tasks[label]].speed
+            progress.update(tasks[label], rate=_rate(speed) if speed else "")
+
+        yield show
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """One bar to tell `(done, in_all)`; None when stderr is no terminal."""
+    with progress_bars(label) as show:
+        yield partial(show, label) if show else None
+
+
+def _rate(a_second: float) -> str:
+    """`1.4/s`, `230/s`, `52M/s`."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if a_second >= size:
+            return f"{a_second / size:.3g}{unit}/s"
+    return f"{a_second:.2g}/s" if a_second < 10 else f"{a_second:.0f}/s"
 
 
 def tolerant_streams() -> None:

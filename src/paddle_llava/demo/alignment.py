@@ -14,7 +14,7 @@ from paddle import Tensor, nn
 from paddle_llava.checkpoints.safetensors_file import SafetensorsFile
 from paddle_llava.demo.cells import WIDTH, Cells, as_numbers
 from paddle_llava.demo.eye import Pictures
-from paddle_llava.demo.loop import Say, fit
+from paddle_llava.demo.loop import Progress, Say, fit
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.training.checkpoint import PARAMETERS, checkpoint_folders
@@ -62,6 +62,7 @@ def join(
     batch_size: int,
     learning_rate: float,
     say: Say,
+    progress: Progress | None = None,
 ) -> bool:
     """Write the eye's tower, the tongue's decoder and a projector that learnt for `steps` as a checkpoint to `result`.
 
@@ -91,6 +92,7 @@ def join(
         judge=lambda: alignment.judge(held_out),
         judge_every=min(250, steps),
         say=say,
+        progress=progress,
     )
     if done:
         model.save_pretrained(result)

@@ -11,6 +11,7 @@ from typing import Any
 from paddle_llava.data.pool import runner
 from paddle_llava.demo.dialogues import Turn, dialogue
 from paddle_llava.demo.eye import SIZES
+from paddle_llava.demo.loop import Progress
 from paddle_llava.demo.model import IMAGE_SIZE
 from paddle_llava.demo.scenes import Scene, draw_scene
 from paddle_llava.demo.tongue import TURNS, captioned
@@ -42,7 +43,9 @@ class Painter:
         )
 
 
-def write_dataset(folder: Path, pictures: int, *, seed: int = 1, workers: int = 1) -> None:
+def write_dataset(
+    folder: Path, pictures: int, *, seed: int = 1, workers: int = 1, progress: Progress | None = None
+) -> None:
     """`CAPTIONS`, `CONVERSATIONS` and the pictures of both, in `folder`; nothing when they are there already."""
     done = folder / "done.json"
     if done.is_file():
@@ -55,10 +58,12 @@ def write_dataset(folder: Path, pictures: int, *, seed: int = 1, workers: int = 
     ):
         records: Iterator[list[tuple[str, str]]]
         records = run("paint", ((first,) for first in range(0, pictures, AT_A_TIME)), 2 * workers)
-        for chunk in records:
+        for number, chunk in enumerate(records, 1):
             for told, conversed in chunk:
                 print(told, file=captions)
                 print(conversed, file=conversations)
+            if progress:
+                progress(number * AT_A_TIME, pictures)
     write_json(done, {"pictures": pictures, "seed": seed})
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from paddle_llava.demo.dialogues import KINDS_OF_QUESTION, Turn, dialogue
+from paddle_llava.demo.loop import Progress
 from paddle_llava.demo.model import IMAGE_SIZE, TEMPLATE
 from paddle_llava.demo.scenes import draw_scene
 from paddle_llava.demo.scoring import score
@@ -38,7 +39,12 @@ class Answered:
 
 
 def ask_all(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, pictures: int, *, turns: int = TURNS
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    pictures: int,
+    *,
+    turns: int = TURNS,
+    progress: Progress | None = None,
 ) -> list[Answered]:
     """At most `turns` questions, each alone, about each of `pictures` held-out pictures; greedy answers."""
     scenes = [draw_scene(SEED + number, size=IMAGE_SIZE, split="heldout") for number in range(pictures)]
@@ -54,6 +60,8 @@ def ask_all(
             pairs = [(scenes[number].image, turn.question) for turn, number in batch]
             answers = ask(model, processor, pairs, batch[0][0])
             answered += [Answered(*pair, answer) for pair, answer in zip(batch, answers, strict=True)]
+            if progress:
+                progress(len(answered), len(asked))
     return answered
 
 

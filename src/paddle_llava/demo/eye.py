@@ -18,7 +18,7 @@ from paddle import Tensor, nn
 
 from paddle_llava.demo.cells import STEPS, WIDTH, WIDTHS, Cells, cells_of, spread
 from paddle_llava.demo.kinds import Split
-from paddle_llava.demo.loop import Say, fit
+from paddle_llava.demo.loop import Progress, Say, fit
 from paddle_llava.demo.scenes import Scene, draw_scene
 from paddle_llava.demo.unseen import without_unseen
 from paddle_llava.llava import LlavaForConditionalGeneration
@@ -125,7 +125,16 @@ class Eye(nn.Layer):
         return {name: float(values.sum() / max(values.size, 1)) for name, values in joined.items()}
 
 
-def train_eye(folder: Path, base: Path, *, steps: int, batch_size: int, learning_rate: float, say: Say) -> Eye | None:
+def train_eye(
+    folder: Path,
+    base: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    say: Say,
+    progress: Progress | None = None,
+) -> Eye | None:
     """The eye of the checkpoint `base` after `steps`, with checkpoints in `folder`; None when it was stopped before."""
     processor = LlavaProcessor.from_pretrained(base)
     model = LlavaForConditionalGeneration.from_pretrained(base)
@@ -144,6 +153,7 @@ def train_eye(folder: Path, base: Path, *, steps: int, batch_size: int, learning
         judge=lambda: eye.judge(held_out),
         judge_every=min(250, steps),
         say=say,
+        progress=progress,
     )
     return eye if done else None
 

@@ -19,6 +19,7 @@ from paddle_llava.training.optimizer import trainable
 from paddle_llava.training.parallel import World
 
 Say = Callable[[str], object]
+Progress = Callable[[int, int], object]  # steps done, steps in all
 WARMUP, COOLDOWN = 100, 0.3
 
 
@@ -39,13 +40,15 @@ def fit(
     judge: Callable[[], dict[str, float]],
     judge_every: int,
     say: Say,
+    progress: Progress | None = None,
     workers: int = 1,
     world: World | None = None,
 ) -> bool:
     """Train `layer` for `steps`; False when SIGTERM stopped it before, with a checkpoint in `folder`.
 
     The rate warms up, stays, and falls to nothing over the last third. `judge` gives held-out figures, which go to
-    `log.jsonl` with the loss. The processes of a `world` take turns with the batches, of which a step is one each.
+    `log.jsonl` with the loss; `progress` is told of every step. The processes of a `world` take turns with the
+    batches, of which a step is one each.
     """
     world = world or World()
     keep_freed_memory()
@@ -85,6 +88,8 @@ def fit(
             schedule.step()
             losses.append(float(loss))
             state.step += 1
+            if progress:
+                progress(state.step, steps)
             ended, stopped = state.step == steps, world.any(stop_requested())
             if world.rank == 0 and (state.step % judge_every == 0 or ended or stopped):
                 layer.eval()

@@ -16,7 +16,7 @@ from paddle import Tensor, nn
 
 from paddle_llava.demo.eye import SEEDS_A_STEP, Eye, draw_sized, seen
 from paddle_llava.demo.kinds import Split
-from paddle_llava.demo.loop import Say, fit
+from paddle_llava.demo.loop import Progress, Say, fit
 from paddle_llava.demo.tongue import TELLING, Questions, Tongue, tells
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
@@ -77,7 +77,16 @@ class Together(nn.Layer):
 
 
 def learn_together(
-    folder: Path, start: Path, result: Path, *, steps: int, learning_rate: float, asked: int, watched: int, say: Say
+    folder: Path,
+    start: Path,
+    result: Path,
+    *,
+    steps: int,
+    learning_rate: float,
+    asked: int,
+    watched: int,
+    say: Say,
+    progress: Progress | None = None,
 ) -> bool:
     """Train the checkpoint `start` for `steps` and write it to `result`; False when it was stopped before the end.
 
@@ -101,6 +110,7 @@ def learn_together(
         judge=lambda: together.judge(held_out),
         judge_every=min(250, steps),
         say=say,
+        progress=progress,
         world=world,
     )
     if done and world.rank == 0:

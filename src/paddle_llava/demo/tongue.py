@@ -37,7 +37,7 @@ from paddle_llava.demo.guidance import (
     mentioned,
 )
 from paddle_llava.demo.kinds import Split
-from paddle_llava.demo.loop import Say, fit
+from paddle_llava.demo.loop import Progress, Say, fit
 from paddle_llava.demo.model import TEMPLATE, build_tokenizer
 from paddle_llava.demo.naming import LANGUAGES, Language
 from paddle_llava.demo.scenes import Scene, draw_scene
@@ -263,7 +263,14 @@ class Tongue(nn.Layer):
 
 
 def train_tongue(
-    folder: Path, base: Path, *, steps: int, batch_size: int, learning_rate: float, say: Say
+    folder: Path,
+    base: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    say: Say,
+    progress: Progress | None = None,
 ) -> Tongue | None:
     """The decoder of the checkpoint `base` after `steps`, checkpoints in `folder`; None when it was stopped before."""
     processor = LlavaProcessor.from_pretrained(base)
@@ -282,6 +289,7 @@ def train_tongue(
         judge=lambda: tongue.judge(held_out),
         judge_every=min(250, steps),
         say=say,
+        progress=progress,
     )
     return tongue if done else None
 

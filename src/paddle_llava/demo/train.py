@@ -7,19 +7,16 @@ repeated. Two of them are the recipe that trains LLaVA itself, from the files in
 from __future__ import annotations
 
 import json
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import paddle
 
+from paddle_llava.console import progress_bar
 from paddle_llava.demo.alignment import join
+from paddle_llava.demo.children import Say, Telling, follow, half_the_threads
 from paddle_llava.demo.dataset import write_dataset
 from paddle_llava.demo.evaluate import ask_all, figures, lines
 from paddle_llava.demo.eye import train_eye
@@ -32,7 +29,6 @@ from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.training.start import Stage, start
 
-Say = Callable[[str], object]
 CONFIGS = Path(__file__).parent / "config"
 OWN, TAUGHT, DATA = "own", "taught", "data"
 
@@ -72,9 +68,10 @@ QUICK = Amount(
     finetune_epochs=0.4,
     judged=60,
 )
-EYE = {"batch_size": 16, "learning_rate": 1e-3}
-TONGUE = {"batch_size": 8, "learning_rate": 1e-3}
-TOGETHER = {"asked": 8, "watched": 24, "learning_rate": 7e-4}
+EYE: Any = {"batch_size": 16, "learning_rate": 1e-3}
+TONGUE: Any = {"batch_size": 8, "learning_rate": 1e-3}
+ALIGNMENT: Any = {"batch_size": 16, "learning_rate": 2e-3}
+TOGETHER: Any = {"asked": 8, "watched": 24, "learning_rate": 7e-4}
 
 
 def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amount | None = None) -> Path:
@@ -87,107 +84,76 @@ def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amoun
     own, taught, data = output_dir / OWN, output_dir / TAUGHT, output_dir / DATA
     if not (own / "config.json").is_file():
         say("eye and tongue learn, each by itself, on half of the processor")
-        learn_apart(output_dir, amount)
+        learn_apart(output_dir, amount, say)
         say("the projector learns to tell the tongue what the eye sees")
         eye, tongue, base, folder = (output_dir / name for name in ("eye", "tongue", "base", "alignment"))
-        if not join(
-            eye, tongue, base, folder, own, steps=amount.alignment_steps, batch_size=16, learning_rate=2e-3, say=say
-        ):
+        with progress_bar("alignment") as bar:
+            joined = join(
+                eye, tongue, base, folder, own, steps=amount.alignment_steps, say=say, progress=bar, **ALIGNMENT
+            )
+        if not joined:
             raise LlavaError(f"{output_dir}: the alignment stopped before the end; run the command again")
     say(f"{amount.pictures:,} pictures for the recipe")
-    write_dataset(data, amount.pictures)
+    with progress_bar("drawing") as bar:
+        write_dataset(data, amount.pictures, progress=bar)
     pretrained = stage(output_dir, "pretrain", own, amount.pretrain_share, say)
     if not (taught / "config.json").is_file():
         say("eye, projector and tongue learn together, in two processes")
-        learn_on(output_dir, pretrained, taught, amount)
+        learn_on(output_dir, pretrained, taught, amount, say)
     result = stage(output_dir, "finetune", taught, amount.finetune_epochs, say)
     judge(result, amount.judged, say)
     return result
 
 
-def learn_apart(output_dir: Path, amount: Amount) -> None:
+def learn_apart(output_dir: Path, amount: Amount, say: Say) -> None:
     """Eye and tongue in two processes. Raises `LlavaError` when one of them fails or is stopped."""
     base = output_dir / "base"
     if not (base / "config.json").is_file():
         write_untrained(base)
-    with _half_the_threads():
-        context = get_context("spawn")
-        children = [
-            context.Process(target=_learn, args=(part, output_dir, amount), name=part) for part in ("eye", "tongue")
-        ]
-        for child in children:
+    context = get_context("spawn")
+    children, pipes = [], []
+    with half_the_threads():
+        for part in ("eye", "tongue"):
+            pipe, its_pipe = context.Pipe(duplex=False)
+            child = context.Process(target=_learn, args=(part, output_dir, amount, Telling(part, its_pipe)), name=part)
             child.start()
-    _wait_for(children, output_dir)
+            its_pipe.close()
+            children.append(child)
+            pipes.append(pipe)
+    follow(children, pipes, say)
 
 
-def learn_on(output_dir: Path, start: Path, result: Path, amount: Amount) -> None:
+def learn_on(output_dir: Path, start: Path, result: Path, amount: Amount, say: Say) -> None:
     """All parts together in two processes, from the checkpoint `start`. Raises `LlavaError` when one fails or is
     stopped."""
-    with _half_the_threads():
+    pipe, their_pipe = get_context("spawn").Pipe(duplex=False)
+    telling = Telling("together", their_pipe)
+    with half_the_threads():
         run = paddle.distributed.spawn(
-            _learn_on, (output_dir / "together", start, result, amount), nprocs=2, join=False, backend="gloo"
+            _learn_on, (output_dir / "together", start, result, amount, telling), nprocs=2, join=False, backend="gloo"
         )
-    _wait_for(run.processes, output_dir)
+    their_pipe.close()
+    follow(run.processes, [pipe], say)
 
 
-def _wait_for(children: Sequence[BaseProcess], output_dir: Path) -> None:
-    """Until all have ended; when one fails or this process is told to stop, the others are told so.
-
-    Raises `LlavaError` when one failed or was stopped.
-    """
-
-    def stop(*_: object) -> None:
-        for child in children:
-            child.terminate()
-
-    before, failed = signal.signal(signal.SIGTERM, stop), None
-    try:
-        while running := [child for child in children if child.is_alive()]:
-            wait([child.sentinel for child in running])
-            if not failed and (failed := next((child for child in children if child.exitcode), None)):
-                stop()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if failed:
-        raise LlavaError(f"{output_dir}: {failed.name} stopped before the end; run the command again")
-
-
-def _learn(part: str, output_dir: Path, amount: Amount) -> None:
-    """In a child process: one of the two, its lines told apart by its name."""
-
-    def say(line: str) -> None:
-        print(f"{part}: {line}", flush=True)
-
+def _learn(part: str, output_dir: Path, amount: Amount, telling: Telling) -> None:
+    """In a child process: one of the two."""
     folder, base = output_dir / part, output_dir / "base"
+    told: Any = {"say": telling.say, "progress": telling.progress}
     if part == "eye":
-        learnt = train_eye(folder, base, steps=amount.eye_steps, say=say, **EYE)  # type: ignore[arg-type]
+        learnt = train_eye(folder, base, steps=amount.eye_steps, **EYE, **told)
     else:
-        learnt = train_tongue(folder, base, steps=amount.tongue_steps, say=say, **TONGUE)  # type: ignore[arg-type]
+        learnt = train_tongue(folder, base, steps=amount.tongue_steps, **TONGUE, **told)
     if learnt is None:
         raise SystemExit(1)
 
 
-def _learn_on(folder: Path, start: Path, result: Path, amount: Amount) -> None:
+def _learn_on(folder: Path, start: Path, result: Path, amount: Amount, telling: Telling) -> None:
     """In each of the processes that learn together; the first one tells of it."""
     speaks = paddle.distributed.get_rank() == 0
-
-    def say(line: str) -> None:
-        if speaks:
-            print(f"together: {line}", flush=True)
-
-    if not learn_together(folder, start, result, steps=amount.together_steps, say=say, **TOGETHER):  # type: ignore[arg-type]
+    told: Any = {"say": telling.say, "progress": telling.progress} if speaks else {"say": lambda line: None}
+    if not learn_together(folder, start, result, steps=amount.together_steps, **TOGETHER, **told):
         raise SystemExit(1)
-
-
-@contextmanager
-def _half_the_threads() -> Iterator[None]:
-    """What is started within shares the processor's cores between two."""
-    before = os.environ.get("OMP_NUM_THREADS", "1")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(before) // 2))
-    try:
-        yield
-    finally:
-        os.environ["OMP_NUM_THREADS"] = before
 
 
 def stage(output_dir: Path, name: Stage, model: Path, epochs: float, say: Say) -> Path:
@@ -214,7 +180,8 @@ def stage(output_dir: Path, name: Stage, model: Path, epochs: float, say: Say) -
 def judge(folder: Path, pictures: int, say: Say) -> None:
     """Ask about held-out pictures; the figures are printed and written to `figures.json`."""
     model, processor = LlavaForConditionalGeneration.from_pretrained(folder), LlavaProcessor.from_pretrained(folder)
-    table = figures(ask_all(model, processor, pictures))
+    with progress_bar("asking") as bar:
+        table = figures(ask_all(model, processor, pictures, progress=bar))
     write_json(folder / "figures.json", table)
     for line in lines(table):
         say(line)
