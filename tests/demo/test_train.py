@@ -17,14 +17,14 @@ from paddle_llava.demo import dataset
 from paddle_llava.demo.cells import COLOUR_NAMES, KIND_NAMES, WIDTH, Cells, as_numbers, cells_of
 from paddle_llava.demo.concepts import aligned_weight
 from paddle_llava.demo.dataset import CAPTIONS, CONVERSATIONS, write_dataset
-from paddle_llava.demo.descriptions import caption, description, mentions, padded_box, scene_as_text
+from paddle_llava.demo.descriptions import caption, description, in_sky, mentions, padded_box, scene_as_text
 from paddle_llava.demo.dialogues import dialogue
 from paddle_llava.demo.evaluate import Answered, ask_all, figures, lines
 from paddle_llava.demo.eye import Eye, Pictures
 from paddle_llava.demo.guidance import SINK, Focus, focuses_of_question, focuses_of_text
 from paddle_llava.demo.kinds import KINDS
 from paddle_llava.demo.model import TEMPLATE, build_tokenizer, write_untrained
-from paddle_llava.demo.naming import LANGUAGES, Language
+from paddle_llava.demo.naming import LANGUAGES, Language, plural
 from paddle_llava.demo.pen import COLOURS, unnamed
 from paddle_llava.demo.scenes import draw_scene
 from paddle_llava.demo.shared_picture import Row, lay_out
@@ -97,6 +97,29 @@ def test_one_cell_speaks_for_each_clear_object(seed: int) -> None:
     ):
         told, true = (np.array([float(x) for x in text.split(", ")]) for text in (box, right[2]))
         assert np.abs(told - true).max() < 0.0101
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cells_tell_how_many_there_are_and_which_comes_first(seed: int) -> None:
+    """As the answers and descriptions do, which are made without cells."""
+    scene = draw_scene(seed, size=96)
+    cells = cells_of(scene, 8)
+    of_object = {number - 1: cell for cell, number in enumerate(cells.owner) if number}
+    for turn in (turn for talk in range(9) for turn in dialogue(scene, talk, "en", turns=20, kinds=("count",))):
+        for number in turn.objects:
+            counts = cells.alike if turn.names[0] == plural(scene.objects[number].kind, "en") else cells.twins
+            assert counts[of_object[number]] == int(turn.answer)
+    told = [number for _, run in mentions(scene, "en", "describe") for number in run]
+    ground = [cells.rank[of_object[number]] for number in told if not in_sky(scene.objects[number].kind)]
+    sky = [cells.rank[of_object[number]] for number in told if in_sky(scene.objects[number].kind)]
+    assert (ground, sky) == ([*range(1, len(ground) + 1)], [*range(1, len(sky) + 1)])
+    assert {number for number, cell in of_object.items() if cells.rank[cell]} == set(told)
+
+
+def test_what_has_no_name_has_no_twins() -> None:
+    cells = cells_of(draw_scene(5, size=96, unnamed=True), 8)
+    assert not cells.twins.any()
+    assert (cells.alike[cells.kind > 0] > 0).any()
 
 
 def test_cells_as_numbers() -> None:

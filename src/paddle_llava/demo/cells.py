@@ -6,11 +6,13 @@ from pixels, the tongue to answer questions from the contents themselves.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
 from paddle_llava.demo.backdrop import PLACES, TIMES
+from paddle_llava.demo.descriptions import described, in_sky
 from paddle_llava.demo.kinds import KINDS
 from paddle_llava.demo.pen import COLOURS
 from paddle_llava.demo.scenes import Scene
@@ -18,10 +20,14 @@ from paddle_llava.processing.boxes import to_padded_frame
 
 KIND_NAMES, COLOUR_NAMES = list(KINDS), list(COLOURS)
 STEPS = 101  # coordinates 0.00 to 1.00, as answers write them
+MOST = 8  # things that are counted in a scene
 WIDTHS = {
     "kind": len(KIND_NAMES) + 1,
     "colour": len(COLOUR_NAMES) + 1,
     "anchor": 1,
+    "alike": MOST + 1,
+    "twins": MOST + 1,
+    "rank": MOST + 1,
     "place": len(PLACES),
     "time": len(TIMES),
     "box": 4 * STEPS,
@@ -37,13 +43,19 @@ class Cells(NamedTuple):
     """The cells of a padded picture, row by row, int64 [cells]; `box` [cells, 4] in hundredths.
 
     `kind` and `colour` count from 1; 0 is the background, of which `box` means nothing, and a colour without a name.
-    `anchor` is 1 in one cell of each clear object, the one next to its middle. `place` and `time` are the scene's, in
-    every cell. `owner` is the number of the cell's object in the scene, counted from 1.
+    `anchor` is 1 in one cell of each clear object, the one next to its middle. `alike` is how many clear objects are of
+    the kind of the cell's, `twins` how many have its colour too (0 where that has no name), `rank` its place from the
+    left, counted from 1, among what a description tells of the ground or of the sky (0 if it does not tell of it).
+    `place` and `time` are the scene's, in every cell. `owner` is the number of the cell's object in the scene, counted
+    from 1.
     """
 
     kind: np.ndarray
     colour: np.ndarray
     anchor: np.ndarray
+    alike: np.ndarray
+    twins: np.ndarray
+    rank: np.ndarray
     place: np.ndarray
     time: np.ndarray
     box: np.ndarray
@@ -66,12 +78,18 @@ def cells_of(scene: Scene, side: int) -> Cells:
             owner[cell], anchor[cell] = number + 1, 1
     kind = np.array([0, *(KIND_NAMES.index(thing.kind) + 1 for thing in scene.objects)])
     colour = np.array([0, *(COLOUR_NAMES.index(it.colour) + 1 if it.colour else 0 for it in scene.objects)])
+    alike, twins, rank = (
+        np.array([0, *numbers]).clip(0, MOST) for numbers in (_alike(scene), _twins(scene), _ranks(scene))
+    )
     hundredths = np.array([(0, 0, 0, 0), *boxes]) * 100
     place, time = PLACES.index(scene.place), TIMES.index(scene.time)
     return Cells(
         kind[owner],
         colour[owner],
         anchor,
+        alike[owner],
+        twins[owner],
+        rank[owner],
         np.full(side * side, place),
         np.full(side * side, time),
         hundredths.round().clip(0, STEPS - 1).astype(np.int64)[owner],
@@ -87,6 +105,7 @@ def as_numbers(cells: Cells) -> np.ndarray:
             np.eye(WIDTHS["kind"], dtype=np.float32)[cells.kind],
             np.eye(WIDTHS["colour"], dtype=np.float32)[cells.colour],
             cells.anchor[:, None].astype(np.float32),
+            *(np.eye(MOST + 1, dtype=np.float32)[values] for values in (cells.alike, cells.twins, cells.rank)),
             np.eye(WIDTHS["place"], dtype=np.float32)[cells.place],
             np.eye(WIDTHS["time"], dtype=np.float32)[cells.time],
             _SMOOTH[cells.box].reshape(len(cells.kind), -1) * is_thing,
@@ -98,6 +117,24 @@ def as_numbers(cells: Cells) -> np.ndarray:
 def spread(coordinates: np.ndarray) -> np.ndarray:
     """int64 [...] hundredths to float32 [..., STEPS], probabilities: the one meant, and its neighbours."""
     return _SMOOTH[coordinates]
+
+
+def _alike(scene: Scene) -> list[int]:
+    kinds = Counter(thing.kind for thing in scene.objects if thing.clear)
+    return [kinds[thing.kind] for thing in scene.objects]
+
+
+def _twins(scene: Scene) -> list[int]:
+    pairs = Counter((thing.kind, thing.colour) for thing in scene.objects if thing.clear and thing.colour)
+    return [pairs[thing.kind, thing.colour] for thing in scene.objects]
+
+
+def _ranks(scene: Scene) -> list[int]:
+    ranks = dict.fromkeys(scene.objects, 0)
+    for sky in (False, True):
+        told = [thing for thing in described(scene) if in_sky(thing.kind) == sky]
+        ranks |= {thing: rank for rank, thing in enumerate(told, 1)}
+    return [ranks[thing] for thing in scene.objects]
 
 
 def _shares(scene: Scene, side: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def large_objects(scene: Scene) -> list[int]:
 
 def description(scene: Scene, language: Language) -> str:
     """Place and time, what stands on the ground, what is in the sky; each from left to right, with colours."""
-    things = _described(scene)
+    things = described(scene)
     ground = [thing for thing in things if not in_sky(thing.kind)]
     sky = [thing for thing in things if in_sky(thing.kind)]
     if language == "zh":
@@ -56,7 +56,7 @@ def description(scene: Scene, language: Language) -> str:
 
 def caption(scene: Scene, language: Language) -> str:
     """One sentence that names the described objects from left to right: `A red bus and a tree on a street by day.`"""
-    names = _counted_runs(_described(scene), language)
+    names = _counted_runs(described(scene), language)
     if language == "zh":
         where = f"{time_word(scene.time, 'zh')}的{AT_PLACE[scene.place] if names else place_word(scene.place, 'zh')}"
         return f"{where}有{listed(names, 'zh')}。" if names else f"{where}。"
@@ -85,7 +85,7 @@ def mentions(scene: Scene, language: Language, form: str) -> list[tuple[str, tup
     """What a text names one after another, and the objects meant; `form` is "describe", "caption" or "list"."""
     if form == "list":
         return [(padded_box(scene, number), (number,)) for number, thing in enumerate(scene.objects) if thing.clear]
-    things = _described(scene)
+    things = described(scene)
     if form == "describe":
         things = sorted(things, key=lambda thing: in_sky(thing.kind))
     found = []
@@ -105,7 +105,7 @@ def in_sky(kind: str) -> bool:
     return KINDS[kind].strips == ("sky",)
 
 
-def _described(scene: Scene) -> list[SceneObject]:
+def described(scene: Scene) -> list[SceneObject]:
     """What a description names, from left to right."""
     things = [thing for thing in scene.objects if thing.clear and box_share(scene, thing) >= DESCRIBED]
     return sorted(things, key=lambda thing: thing.box[0] + thing.box[2])

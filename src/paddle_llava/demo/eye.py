@@ -92,6 +92,9 @@ class Eye(nn.Layer):
         def of(cells: Tensor, x: Tensor) -> Tensor:
             return paddle.gather(x.flatten(0, 1), cells)
 
+        def told(name: str, cells: Tensor) -> Tensor:
+            return F.cross_entropy(of(cells, logits[name]), of(cells, target[name].unsqueeze(-1)))
+
         kind, colour = without_unseen(logits["kind"], logits["colour"], target["kind"], target["colour"])
         boxes = paddle.to_tensor(spread(batch["box"].reshape(-1, 4)[np.flatnonzero(batch["kind"])]))
         anchors = F.binary_cross_entropy_with_logits(logits["anchor"][..., 0], target["anchor"].astype("float32"))
@@ -100,6 +103,7 @@ class Eye(nn.Layer):
             + 0.5 * F.cross_entropy(of(named, colour), of(named, target["colour"].unsqueeze(-1)))
             + 0.5 * F.cross_entropy(of(things, logits["box"]), boxes, soft_label=True)
             + 2.0 * anchors
+            + 0.5 * (told("alike", things) + told("twins", named) + told("rank", things))
             + 0.1 * F.cross_entropy(logits["place"], target["place"])
             + 0.1 * F.cross_entropy(logits["time"], target["time"])
         )
@@ -117,6 +121,7 @@ class Eye(nn.Layer):
                 "iou": _iou(logits["box"].argmax(-1)[anchors], batch["box"][anchors]),
                 "anchors_found": (logits["anchor"][..., 0] > 0)[anchors],
                 "anchors_true": anchors[logits["anchor"][..., 0] > 0],
+                **{name: (logits[name].argmax(-1) == batch[name])[anchors] for name in ("alike", "twins", "rank")},
                 "place": logits["place"].mean(1).argmax(-1) == batch["place"][:, 0],
             }
             for name, values in found.items():
