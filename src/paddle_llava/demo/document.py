@@ -13,12 +13,12 @@ BUS_BOX: Box = (0.23, 0.33, 0.79, 0.78)
 _ASPECT = 4 / 3
 # kind, colour, box in the square-padded frame, seed of the variant, flipped
 _THINGS: tuple[tuple[str, str, Box, int, bool], ...] = (
-    ("cloud", "white", (0.32, 0.13, 0.56, 0.24), 5, False),
-    ("sun", "yellow", (0.70, 0.14, 0.80, 0.24), 1, False),
-    ("tree", "green", (0.0, 0.16, 0.17, 0.55), 8, False),
+    ("cloud", "white", (0.34, 0.11, 0.58, 0.22), 5, False),
+    ("sun", "yellow", (0.69, 0.13, 0.82, 0.26), 1, False),
+    ("tree", "green", (0.0, 0.18, 0.17, 0.57), 8, False),
     ("house", "yellow", (0.82, 0.14, 0.995, 0.50), 3, False),
     ("bus", "red", BUS_BOX, 9, False),
-    ("dog", "brown", (0.04, 0.74, 0.23, 0.88), 4, True),
+    ("dog", "brown", (0.04, 0.74, 0.23, 0.88), 1, True),
 )
 
 
