@@ -74,7 +74,7 @@ def progress_bars(*labels: str) -> Iterator[Callable[[str, int, int], None] | No
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -84,15 +84,20 @@ def progress_bars(*labels: str) -> Iterator[Callable[[str, int, int], None] | No
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks = {label: progress.add_task(label.replace("[", r"\["), total=None, rate="") for label in labels}
+        tasks: dict[str, TaskID] = {}
+
+        def begin(label: str) -> TaskID:
+            tasks[label] = progress.add_task(label.replace("[", r"\["), total=None, rate="")
+            return tasks[label]
 
         def show(label: str, done: int, in_all: int) -> None:
-            if label not in tasks:
-                tasks[label] = progress.add_task(label.replace("[", r"\["), total=None, rate="")
-            progress.update(tasks[label], completed=done, total=in_all)
-            speed = progress.tasks[tasks[label]].speed
-            progress.update(tasks[label], rate=_rate(speed) if speed else "")
+            task = tasks[label] if label in tasks else begin(label)
+            progress.update(task, completed=done, total=in_all)
+            speed = progress.tasks[task].speed
+            progress.update(task, rate=_rate(speed) if speed else "")
 
+        for label in labels:
+            begin(label)
         yield show
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from paddle_llava.console import progress_bars
+from paddle_llava.demo.loop import Say
 from paddle_llava.errors import LlavaError
-
-Say = Callable[[str], object]
 
 
 class Telling:

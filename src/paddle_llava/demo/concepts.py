@@ -14,22 +14,16 @@ from tokenizers import Tokenizer
 
 from paddle_llava.demo.backdrop import PLACES, TIMES
 from paddle_llava.demo.cells import COLOUR_NAMES, KIND_NAMES, STEPS, WIDTHS
-from paddle_llava.demo.naming import colour_word, kind_word, number_words, place_word, plural, time_word
+from paddle_llava.demo.naming import colour_word, kind_word, place_word, plural, time_word
 from paddle_llava.demo.vocabulary import COORDINATES
 
 WORD_SPREAD = 0.3  # standard deviation of an embedding's numbers
 SHARED = 0.8  # of a word's embedding is its concept's; 0.6 its own
-# Without the English for 1, which is the article `a`.
-_NUMBER_WORDS = [
-    (chinese,) if english == "a" else (english, chinese)
-    for english, chinese in zip(number_words("en"), number_words("zh"), strict=True)
-]
 CONCEPTS: dict[str, list[tuple[str, ...]]] = {
     "kind": [(kind, plural(kind, "en"), kind.capitalize(), kind_word(kind, "zh")) for kind in KIND_NAMES],
     "colour": [(colour, colour.capitalize(), colour_word(colour, "zh")) for colour in COLOUR_NAMES],
     "place": [(place, place_word(place, "zh")) for place in PLACES],
     "time": [(time, time_word(time, "zh")) for time in TIMES],
-    "alike": [(str(number), *words) for number, words in enumerate(_NUMBER_WORDS, 1)],
 }
 
 

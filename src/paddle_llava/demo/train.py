@@ -16,10 +16,11 @@ import paddle
 
 from paddle_llava.console import progress_bar
 from paddle_llava.demo.alignment import join
-from paddle_llava.demo.children import Say, Telling, follow, half_the_threads
+from paddle_llava.demo.children import Telling, follow, half_the_threads
 from paddle_llava.demo.dataset import write_dataset
 from paddle_llava.demo.evaluate import ask_all, figures, lines
 from paddle_llava.demo.eye import train_eye
+from paddle_llava.demo.loop import Say
 from paddle_llava.demo.model import write_untrained
 from paddle_llava.demo.together import learn_together
 from paddle_llava.demo.tongue import train_tongue
@@ -133,6 +134,8 @@ def learn_on(output_dir: Path, start: Path, result: Path, amount: Amount, say: S
             _learn_on, (output_dir / "together", start, result, amount, telling), nprocs=2, join=False, backend="gloo"
         )
     their_pipe.close()
+    for child in run.processes:
+        child.name = "together"
     follow(run.processes, [pipe], say)
 
 
