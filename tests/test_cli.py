@@ -178,6 +178,16 @@ def test_importing_paddle_hides_its_own_noise_only(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "the disk is on fire\n"
 
 
+def test_processes_started_after_paddle_are_as_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)
+    with console.importing_paddle():
+        pass
+    script = "import warnings; warnings.warn('No ccache found. Please'); warnings.warn('mind the gap')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "ccache" not in done.stderr
+    assert "mind the gap" in done.stderr
+
+
 def test_no_paddle_is_told_with_the_remedy() -> None:
     with pytest.raises(LlavaError, match=r"PaddlePaddle cannot be imported .*pip install"), console.importing_paddle():
         raise ImportError("libpaddle.so: no such file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 import warnings
@@ -15,6 +16,7 @@ from paddle_llava.errors import LlavaError
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters but for tab and newline, by which text could take over a terminal."""
+_NO_CCACHE = "No ccache found"
 
 
 def note(message: str) -> None:
@@ -50,12 +52,14 @@ def importing_paddle() -> Iterator[None]:
     """For the block in which Paddle is first imported: without two remarks of its that help nobody here.
 
     They are that there is no ccache (for compiling extensions), and that `OMP_NUM_THREADS` is not 1 (which is what
-    makes it fast). Everything else that is said is passed on. Raises `LlavaError` when Paddle cannot be imported.
+    makes it fast). Processes that are started afterwards do not say the first either. Everything else that is said is
+    passed on. Raises `LlavaError` when Paddle cannot be imported.
     """
     heard = io.StringIO()
+    os.environ.setdefault("PYTHONWARNINGS", f"ignore:{_NO_CCACHE}")
     try:
         with redirect_stderr(heard), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="No ccache found")
+            warnings.filterwarnings("ignore", message=_NO_CCACHE)
             yield
     except ImportError as error:
         raise LlavaError(
