@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -66,6 +68,18 @@ def prepare() -> None:
     if not os.environ.get(OPT_OUT):
         applied.update({name: value for name, value in recommended().items() if name not in os.environ})
         os.environ.update(applied)
+
+
+@contextmanager
+def threads_of_children(number: int) -> Iterator[None]:
+    """Processes that are started within compute with this many threads."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(number)
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        os.environ.update({} if before is None else {"OMP_NUM_THREADS": before})
 
 
 def paddle_came_first() -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_llava.environment import threads_of_children
 from paddle_llava.errors import LlavaError
 
 Run = Callable[[str, Iterable[tuple[Any, ...]], int], Iterator[Any]]
@@ -42,7 +43,8 @@ def runner(target: Any, workers: int) -> Iterator[Run]:
     for _ in range(workers):
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, target), daemon=True)
-        process.start()
+        with threads_of_children(1):  # the others are at work already
+            process.start()
         theirs.close()  # the worker's is the only one left: its death ends the pipe
         processes.append(process)
         idle.put(ours)

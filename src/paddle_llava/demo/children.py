@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 
 from paddle_llava.console import progress_bars
 from paddle_llava.demo.loop import Say
+from paddle_llava.environment import threads_of_children
 from paddle_llava.errors import LlavaError
 
 
@@ -30,12 +31,8 @@ class Telling:
 @contextmanager
 def half_the_threads() -> Iterator[None]:
     """What is started within shares the processor's cores between two."""
-    before = os.environ.get("OMP_NUM_THREADS", "1")
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(before) // 2))
-    try:
+    with threads_of_children(max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // 2)):
         yield
-    finally:
-        os.environ["OMP_NUM_THREADS"] = before
 
 
 def follow(children: Sequence[BaseProcess], pipes: Sequence[Connection], say: Say) -> None:

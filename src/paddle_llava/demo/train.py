@@ -60,8 +60,8 @@ FULL = Amount(
     judged=1000,
 )
 QUICK = Amount(
-    eye_steps=680,
-    tongue_steps=430,
+    eye_steps=900,
+    tongue_steps=540,
     alignment_steps=200,
     together_steps=30,
     pictures=1500,
