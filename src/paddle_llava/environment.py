@@ -78,8 +78,10 @@ def threads_of_children(number: int) -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ["OMP_NUM_THREADS"]
-        os.environ.update({} if before is None else {"OMP_NUM_THREADS": before})
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 def paddle_came_first() -> bool:
