@@ -3,7 +3,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from concurrent.futures import ThreadPoolExecutor
+import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def test_size_of_what_has_no_readable_header(tmp_path: Path) -> None:
         picture_size(str(tmp_path / "page.png"))
     with pytest.raises(LlavaError, match="no such file"):
         picture_size(str(tmp_path / "none.png"))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(picture_size, str(tmp_path / "pipe"))
+        finished, _ = wait([asked], 5)
+        os.close(os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK))  # sets one free that does wait
+        assert finished
+        with pytest.raises(LlavaError, match="special file"):
+            asked.result()
 
 
 def test_a_url_is_asked_once(server: Any, pictures: Path, cache: Path) -> None:

@@ -60,9 +60,9 @@ def local_source(source: str) -> str:
 def picture_size(source: str) -> Size:
     """(height, width) in pixels of what `load_image` makes of `source`, from the file's header where that tells."""
     local = local_source(source)
-    size = None
-    if not local.lower().startswith("data:"):
-        with suppress(OSError, ValueError), open(os.path.expanduser(local), "rb") as file:
+    path, size = os.path.expanduser(local), None
+    if os.path.isfile(path):  # opening a pipe would wait for its other end
+        with suppress(OSError), open(path, "rb") as file:
             size = _header_size(file)
     if size is None:
         image = load_image(local)
