@@ -271,12 +271,19 @@ def error_of(folder: Path, config: LlavaConfig) -> str:
         ({"lora_alpha": "x" * 1000}, "lora_alpha"),
         ({"lora_alpha": float("nan")}, "lora_alpha"),
         ({"lora_alpha": -1}, "lora_alpha"),
+        ({"lora_alpha": None}, "lora_alpha"),
         ({"lora_dropout": None}, "lora_dropout"),
     ],
 )
 def test_settings_that_are_not_plain_lora(written: Path, v15: LlavaConfig, changes: dict[str, Any], said: str) -> None:
     change_settings(written, **changes)
     assert said in error_of(written, v15)
+
+
+def test_a_scale_that_is_left_out(written: Path, v15: LlavaConfig) -> None:
+    settings = json.loads((written / SETTINGS).read_text())
+    (written / SETTINGS).write_text(json.dumps({key: settings[key] for key in settings if key != "lora_alpha"}))
+    assert "'lora_alpha' is 'None': a number" in error_of(written, v15)
 
 
 def test_folders_without_an_adapter(tmp_path: Path, written: Path, v15: LlavaConfig) -> None:
@@ -363,6 +370,14 @@ def test_integers_are_no_weights(written: Path, v15: LlavaConfig) -> None:
     header = json.dumps({f"{QUERY}.lora_A.weight": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}).encode()
     (written / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     assert "of type I64" in error_of(written, v15)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**62], [2**62, 0], [0, 2**40, 2**40]])
+def test_sides_that_no_array_has(written: Path, v15: LlavaConfig, shape: list[int]) -> None:
+    header = {f"{QUERY}.lora_A.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
+    text = json.dumps(header).encode()
+    (written / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text)
+    assert "for a layer (16, 16) at rank 3" in error_of(written, v15)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -167,7 +167,8 @@ def _read_settings(path: Path) -> Adapter:
     rank = settings.get("r")
     if type(rank) is not int or rank <= 0:
         raise _unusable(path, "r", rank, "a positive integer is expected")
-    alpha, dropout = (_number(path, key, settings.get(key, 0.0)) for key in ("lora_alpha", "lora_dropout"))
+    alpha = _number(path, "lora_alpha", settings.get("lora_alpha"))
+    dropout = _number(path, "lora_dropout", settings.get("lora_dropout", 0.0))
     return Adapter(rank, alpha, dropout, str(settings.get("base_model_name_or_path") or ""))
 
 
@@ -190,6 +191,7 @@ def _fill(adapter: Adapter, weights: SafetensorsFile, shapes: dict[str, tuple[in
             raise LlavaError(f"{where}: {stored[:200]!r} belongs to no part of this model")
         if weights.dtype(stored) not in FLOATS:
             raise LlavaError(f"{where}: {stored[:200]!r} is of type {weights.dtype(stored)}, which no weight is")
+        _check_shape(name, found[2], weights.shape(stored), shapes[name], adapter.rank, where)
         array = to_dtype(weights.read(stored), weights.dtype(stored), "float32", where=stored)
         array = np.ascontiguousarray(array.T) if is_linear(name) else array
         parts = halves.setdefault(name.removesuffix(".weight"), {}) if found[2] else adapter.whole
@@ -198,15 +200,20 @@ def _fill(adapter: Adapter, weights: SafetensorsFile, shapes: dict[str, tuple[in
             raise LlavaError(f"{where}: {stored[:200]!r} is there a second time under an older name")
         parts[key] = array
     for name, half in halves.items():
-        expected = shapes[f"{name}.weight"]
         if set(half) != {"A", "B"}:
             raise LlavaError(f"{where}: {name} has only one of lora_A and lora_B")
-        given = (half["A"].shape, half["B"].shape)
-        if given != ((expected[0], adapter.rank), (adapter.rank, expected[1])):
-            raise LlavaError(f"{where}: {name} has A, B of {given} for a layer {expected} at rank {adapter.rank}")
         adapter.pairs[name] = (half["A"], half["B"])
-    for name, array in adapter.whole.items():
-        if array.shape != shapes[name]:
-            raise LlavaError(f"{where}: {name} has shape {array.shape}, the model's is {shapes[name]}")
     if not adapter.pairs and not adapter.whole:
         raise LlavaError(f"{where}: holds no tensors")
+
+
+def _check_shape(
+    name: str, half: str | None, stored: tuple[int, ...], expected: tuple[int, ...], rank: int, where: Path
+) -> None:
+    """Raise `LlavaError` unless a tensor, `half` of a pair or a whole parameter, goes with the model's parameter `name`
+    of shape `expected`: before it is read, for an array without elements may announce sides that none can have."""
+    given = stored[::-1] if is_linear(name) else stored
+    if half is None and given != expected:
+        raise LlavaError(f"{where}: {name} has shape {given}, the model's is {expected}")
+    if half and given != ((expected[0], rank) if half == "A" else (rank, expected[1])):
+        raise LlavaError(f"{where}: {name} has lora_{half} of {given} for a layer {expected} at rank {rank}")
