@@ -178,6 +178,11 @@ def training(world: World, **settings: Any) -> list[str]:
     return ["pretrain", "run.json"]
 
 
+def checking(world: World, *options: str) -> list[str]:
+    """A check of a file that is not there."""
+    return ["data", "check", "train.json", "--model-path", str(world.sound), *options]
+
+
 PARTS = '"user_prefix": "Q: ", "assistant_prefix": "A:"'
 PINPOINTS = {"model_type": "llava_next", "image_grid_pinpoints": [[100, 0]]}
 
@@ -354,10 +359,10 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "a setting without its value": (lambda w: [*training(w), "--learning_rate"], "--key value"),
     "training on data that is not there": (lambda w: training(w), "train.json"),
     "checking data without a model": (lambda w: ["data", "check", "train.json"], "--model-path"),
-    "checking data that is not there": (
-        lambda w: ["data", "check", "train.json", "--model-path", str(w.sound)],
-        "train.json",
-    ),
+    "checking data with fewer than no processes": (lambda w: checking(w, "--workers", "-1"), "--workers"),
+    "showing fewer than no samples": (lambda w: checking(w, "--show", "-1"), "--show"),
+    "samples of less than a token": (lambda w: checking(w, "--max-length", "-5"), "--max-length"),
+    "checking data that is not there": (checking, "train.json"),
 }
 
 

@@ -85,6 +85,18 @@ def test_reads_the_configuration(make: Callable[..., RecordFile], tmp_path: Path
     assert folders == ["/images", "/images", "/pictures", "/images"]
 
 
+def test_a_home_directory_by_its_sign(
+    make: Callable[..., RecordFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make("a.json", 2)
+    (tmp_path / "mine.json").write_text('{"user_prefix": "Q: ", "assistant_prefix": "A:", "answer_suffix": "</s>"}')
+    entry = {"chat_template": "~/mine.json", "image_folder": "~/pictures"}
+    mixture = Mixture.from_entries([{"data_files": name, **entry} for name in ("~/a.json", "~/a*.json")], VICUNA)
+    assert [(len(part), part.template.name) for part in mixture.parts] == [(2, "mine")] * 2
+    assert {file.image_folder for part in mixture.parts for file in part.files} == {tmp_path / "pictures"}
+
+
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [

@@ -120,6 +120,13 @@ def test_evaluation_alone(run: Runner) -> None:
     assert losses(trained)[0] == pytest.approx(first["eval_loss"], abs=1e-5)
 
 
+def test_a_seed_of_many_digits(run: Runner) -> None:
+    """Such as the time in milliseconds; those that Paddle takes as they are stay what they were."""
+    lora = {"lora": True, "lora_rank": 4, "lora_dropout": 0.3, "max_steps": 2}
+    assert len(losses(run("run", seed=1_718_200_000_000, **lora))) == 2
+    assert step._step_seed(7, 2, 1) == (7 * 1_000_003 + 2) * 1_009 + 1
+
+
 def test_nothing_to_do(run: Runner) -> None:
     with pytest.raises(LlavaError, match="do_train and do_eval"):
         run("run", do_train=False)

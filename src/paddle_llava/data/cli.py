@@ -18,10 +18,12 @@ def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Training files, JSON or JSONL, or patterns.")],
     model_path: ModelPath = None,
     conv_mode: ConvMode = None,
-    max_length: Annotated[int, typer.Option(help="The longest sequence, in tokens.")] = 2048,
+    max_length: Annotated[int, typer.Option(min=1, help="The longest sequence, in tokens.")] = 2048,
     image_folder: Annotated[Path | None, typer.Option(help="Where relative paths of pictures start.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes to check with; default: one a core.")] = None,
-    show: Annotated[int, typer.Option(help="Print this many samples, their targets coloured.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes to check with, 0: no other; default: one a core.")
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="Print this many samples, their targets coloured.")] = 0,
     fix: Annotated[Path | None, typer.Option(metavar="OUT", help="Write the good records to this file.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,

@@ -61,7 +61,7 @@ class RecordFile:
     ) -> None:
         self.path = Path(path)
         self.read = read
-        self.image_folder = self.path.parent if image_folder is None else Path(image_folder)
+        self.image_folder = self.path.parent if image_folder is None else Path(os.path.expanduser(image_folder))
         self._data = map_file(self.path)
         self._spans, self._lines = find_records(self._data, str(self.path))
 

@@ -139,7 +139,7 @@ class TrainingConfig:
             for key in keys.split():
                 value = getattr(self, key)
                 if value is not None and not fits(value):
-                    raise LlavaError(f"{where}: {key} must be {said}, found {value}")
+                    raise LlavaError(f"{where}: {key} must be {said}, found {value!r}")
         if self.fp16 and self.bf16:
             raise LlavaError(f"{where}: fp16 and bf16 exclude each other")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
@@ -149,13 +149,27 @@ class TrainingConfig:
                 raise LlavaError(f"{where}: do_{split} is set, but dataset.{split} names no data file")
 
 
+def _has_home(path: str) -> bool:
+    try:
+        Path(path).expanduser()
+    except (RuntimeError, ValueError):  # nobody of that name; what no name holds
+        return False
+    return True
+
+
 _HINTS = get_type_hints(TrainingConfig)
+MAX_RANK, MAX_EPOCHS = 2**16, 10**9  # far beyond what is of use, and what can be counted with
 _REPORTS = {"visualdl", "tensorboard", "none"}
 _BOUNDS: list[tuple[str, Callable[[Any], bool], str]] = [
     ("model_name_or_path output_dir", lambda text: text.strip() != "", "a name or a path"),
     (
+        "output_dir resume_from_checkpoint lora_path pretrain_mm_mlp_adapter",
+        _has_home,
+        "a path, whose ~ stands for a home directory that there is",
+    ),
+    (
         "max_length per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps "
-        "save_steps eval_steps save_total_limit lora_rank",
+        "save_steps eval_steps save_total_limit",
         lambda number: number > 0,
         "greater than 0",
     ),
@@ -166,7 +180,8 @@ _BOUNDS: list[tuple[str, Callable[[Any], bool], str]] = [
     ),
     ("warmup_steps dataloader_num_workers seed", lambda number: number >= 0, "0 or more"),
     ("weight_decay max_grad_norm", lambda number: 0 <= number < math.inf, "0 or more"),
-    ("num_train_epochs", math.isfinite, "a number"),
+    ("lora_rank", lambda rank: 0 < rank <= MAX_RANK, f"greater than 0, and at most {MAX_RANK}"),
+    ("num_train_epochs", lambda epochs: abs(epochs) <= MAX_EPOCHS, f"a number, at most {MAX_EPOCHS}"),
     ("warmup_ratio", lambda share: 0 <= share <= 1, "between 0 and 1"),
     ("lora_dropout adam_beta1 adam_beta2", lambda share: 0 <= share < 1, "at least 0 and less than 1"),
     ("sharding_parallel_degree tensor_parallel_degree", lambda n: n > 0 or n == -1, "greater than 0, or -1 for any"),

@@ -241,7 +241,7 @@ def _autocast(dtype: str, level: str) -> AbstractContextManager[Any]:
 
 
 def _step_seed(seed: int, step: int, replica: int) -> int:
-    return (seed * 1_000_003 + step) * 1_009 + replica
+    return ((seed * 1_000_003 + step) * 1_009 + replica) % 2**64  # more Paddle does not take
 
 
 def _records(batch: Batch) -> str:
