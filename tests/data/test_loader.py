@@ -241,6 +241,26 @@ def test_a_batch_without_any_good_sample_is_replaced(
     assert_same(batches, list(Batches(mixture, v15, settings)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_window_without_any_good_sample_is_left_out(
+    write: Callable[..., Path], pictures: Path, v15: LlavaProcessor, kind: str, world_size: int
+) -> None:
+    """Its samples, the last five of 21, are reported, and all ranks make as many batches."""
+    mixture = with_bad(write, pictures, dict.fromkeys(range(16, RECORDS), BAD[4]))
+    settings = replace(KINDS[kind], shuffle=False, on_bad_sample="skip")
+    good, ranks = {mixture.parts[0].files[0].name(n) for n in range(16)}, []
+    for rank in range(world_size):
+        batches = Batches(mixture, v15, settings, epochs=None, rank=rank, world_size=world_size)
+        ranks.append(list(islice(batches, 12)))
+    assert all(set(names(rank)) <= good for rank in ranks)
+    assert [[batch["state"] for batch in rank] for rank in ranks] == [[b["state"] for b in ranks[0]]] * world_size
+    assert ranks[0][-1]["epoch"] > 0
+    reported = [reason for rank in ranks for batch in rank for reason in batch["skipped"]]
+    assert Counter(reported).most_common(1)[0][1] == ranks[0][-1]["epoch"]
+    assert len(set(reported)) == RECORDS - 16
+
+
 def test_data_without_any_good_sample_is_refused(
     write: Callable[..., Path], pictures: Path, v15: LlavaProcessor
 ) -> None:

@@ -71,12 +71,12 @@ class BatchMaker:
         """What the batches of a window hold.
 
         For packing and grouping every sample is encoded to know its length. Raises `LlavaError` for one that cannot
-        be, unless such are to be skipped.
+        be, unless such are to be skipped. Then a window in which none can be used has no batches.
         """
         settings = self.settings
         places = self._epoch_order(epoch)[window * settings.window : (window + 1) * settings.window]
         if not settings.packing and not settings.group_by_modality_length:
-            return _plan(places, plain_batches(len(places), settings.batch_size), [])
+            return self._plan_of(places, plain_batches(len(places), settings.batch_size), [])
         skipped: list[str] = []
         # Where lengths depend on the pictures' sizes, each sample waits for a disk or a server.
         with ThreadPoolExecutor(HEADER_READERS) as pool:
@@ -90,7 +90,20 @@ class BatchMaker:
         else:
             has_image = [bool(sample.images) for _, sample in encoded]
             batches = modality_batches(lengths, has_image, settings.batch_size, random)
-        return _plan(places, batches, skipped)
+        return self._plan_of(places, batches, skipped)
+
+    def _plan_of(self, places: np.ndarray, batches: list[Rows], skipped: list[str]) -> WindowPlan:
+        """`batches` of a window with their samples' places in the mixture.
+
+        There are none when no sample can be used: every process of a training plans every window, so that all of them
+        leave it out, and its last batches do not have to be replaced.
+        """
+        bad: list[str] = []
+        if self.settings.on_bad_sample == "skip":
+            if not any(self._usable(self._prepare, [place], bad) for place in places):
+                return WindowPlan((), (*skipped, *bad))
+        placed = (tuple(tuple(int(places[sample]) for sample in row) for row in rows) for rows in batches)
+        return WindowPlan(tuple(placed), tuple(skipped))
 
     def build(self, plan: WindowPlan, number: int) -> Batch:
         """Batch `number` of a window as `collate` makes it, and under `skipped` why samples of it were left out.
@@ -140,9 +153,3 @@ class BatchMaker:
             settings = self.settings
             self._order = epoch, self.mixture.epoch_order(settings.seed, epoch, shuffle=settings.shuffle)
         return self._order[1]
-
-
-def _plan(places: np.ndarray, batches: list[Rows], skipped: list[str]) -> WindowPlan:
-    """`batches` of a window with their samples' places in the mixture."""
-    placed = (tuple(tuple(int(places[sample]) for sample in row) for row in rows) for rows in batches)
-    return WindowPlan(tuple(placed), tuple(skipped))
