@@ -14,7 +14,7 @@ import pytest
 
 from paddle_llava.checkpoints.safetensors_file import SafetensorsFile
 from paddle_llava.errors import LlavaError
-from paddle_llava.training import checkpoint, step
+from paddle_llava.training import checkpoint, recipe, step
 from training_runs import Runner, checkpoints, log, losses, weights, write_records
 
 # With Adam's own epsilon a first step is the sign of the gradient, and rounding decides signs near zero.
@@ -118,6 +118,9 @@ def test_evaluation_alone(run: Runner) -> None:
     assert first["eval_loss"] == pytest.approx(second["eval_loss"], abs=1e-5)
     trained = run("trained", max_steps=1, per_device_train_batch_size=8)  # on just these samples
     assert losses(trained)[0] == pytest.approx(first["eval_loss"], abs=1e-5)
+    before = log(trained)
+    run("trained", do_train=False, do_eval=True)
+    assert log(trained)[:-1] == before
 
 
 def test_a_seed_of_many_digits(run: Runner) -> None:
@@ -142,6 +145,13 @@ def test_the_best_model_is_put_back(run: Runner) -> None:
     again = run("again", do_train=False, do_eval=True, model_name_or_path=str(best))
     assert log(again)[0]["eval_loss"] == pytest.approx(min(found), abs=1e-5)
     assert weights(best) != weights(run("last", **ruinous))
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([float("nan"), 2.0, 3.0])
+    monkeypatch.setattr(recipe, "evaluate", lambda *_: next(found))
+    run("run", max_steps=3, evaluation_strategy="steps", eval_steps=1, load_best_model_at_end=True)
+    assert run.heard("the best model, of step 2, is put back: eval loss 2.0000")
 
 
 def test_the_best_of_what(run: Runner) -> None:
@@ -208,6 +218,7 @@ def test_a_loss_that_is_no_number(run: Runner, spoil: Spoil, change: Any) -> Non
     done = run("skip", max_steps=8, on_bad_sample="skip", save_strategy="steps")
     assert run.heard("skipped")
     assert run.heard("record 3: no finite loss")
+    assert 0.0 not in losses(done)
     assert json.loads((done / "checkpoint-8" / "trainer_state.json").read_text())["skipped"] == 1
     assert all(np.isfinite(array).all() for array in tensors(done).values())
 

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from html_page import Page
 from paddle_llava.errors import LlavaError
+from paddle_llava.training import report
 from paddle_llava.training.chart import HEIGHT, LEFT, MOST_POINTS, WIDTH, Series, line_chart, smoothed
 from paddle_llava.training.checkpoint import TrainerState
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.log import TrainingLog, duration, tell
 from paddle_llava.training.plan import Plan
 from paddle_llava.training.report import Prediction, render_report
-from training_runs import Runner, log, write_records
+from training_runs import Runner, log, losses, write_records
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -66,6 +67,32 @@ def test_a_bad_record_is_not_shown(run: Runner) -> None:
     assert Page((done / "report.html").read_text()).count("article") == 3
 
 
+def test_a_sample_is_asked_with_its_system_text(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, asked = run.folder / "system.json", []
+    turns = [("system", "Answer in French."), ("human", "What is it?"), ("gpt", "un bus")]
+    data.write_text(json.dumps([{"conversations": [{"from": who, "value": text} for who, text in turns]}]))
+    right = report.ChatSession.ask
+
+    def ask(session: Any, *arguments: Any) -> Any:
+        asked.append(session.template.system)
+        return right(session, *arguments)
+
+    monkeypatch.setattr(report.ChatSession, "ask", ask)
+    run("run", data=data, max_steps=1)
+    assert asked == ["Answer in French."]
+
+
+def test_what_utf_8_cannot_hold(run: Runner) -> None:
+    """Half a surrogate pair in a sample, and a folder with a name of other bytes."""
+    data = run.folder / "half.json"
+    data.write_text(json.dumps([{"conversations": [["What is it?", "a bus"]]}, {"conversations": [["What?", "\ud83d"]]}]))
+    out = run.folder / "out\udcff"
+    run("run", data=data, max_steps=1, on_bad_sample="skip", output_dir=str(out))
+    text = (out / "report.html").read_text()
+    assert "a bus" in text
+    assert "out?" in text
+
+
 def config(**changes: Any) -> TrainingConfig:
     return TrainingConfig.from_dict(
         {"model_name_or_path": "some/model", "dataset": {"train": [{"data_files": "t"}]}, "output_dir": "o", **changes}
@@ -87,6 +114,17 @@ def test_what_comes_from_outside_is_escaped() -> None:
     assert Page(page).count("script") == 0
     assert "stopped after step 1 of 3" in page
     assert "nothing was recorded" in page
+
+
+def test_steps_that_were_skipped_and_evaluations_that_are_no_number() -> None:
+    steps = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]
+    evaluations = [{"step": 1, "eval_loss": math.nan}, {"step": 2, "eval_loss": 3.0}]
+    page = render_report(config(), PLAN, TrainerState(step=2), 2, [*steps, *evaluations], [])
+    assert "<dd>2.0000</dd><dt>loss at the end</dt>" in page
+    assert "<dd>3.0000</dd><dt>best eval loss, step 2</dt>" in page
+    nothing = render_report(config(), PLAN, TrainerState(step=2), 2, steps[1:] + evaluations[:1], [])
+    assert "best eval loss" not in nothing
+    assert "<dt>loss at the end" not in nothing
 
 
 @given(st.lists(st.floats(), max_size=40))
@@ -134,6 +172,14 @@ def test_plain_lines_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "useful 50%" in steps[0]
     (estimate,) = (line for line in lines if "about" in line)
     assert "for the 20 steps that are left" in estimate
+
+
+def test_a_skipped_step_has_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingLog(tmp_path, 4, 0, every=2, live=False) as training:
+        for step, loss in enumerate([2.0, None, None, None], 1):
+            training.step(step, loss, 1e-4, COUNTS)
+    assert losses(tmp_path) == [2.0, None]
+    assert "loss none" in capsys.readouterr().err
 
 
 def test_the_last_step_is_always_logged(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def encode_sample(sample: Sample, processor: LlavaProcessor, template: Template,
 
 
 def _encode(sample: Sample, processor: LlavaProcessor, template: Template, max_length: int) -> EncodedSample:
-    ids, target_mask, positions = encode(render(sample.messages, _with_system(template, sample)), processor.tokenizer)
+    ids, target_mask, positions = encode(render(sample.messages, with_system(template, sample)), processor.tokenizer)
     anyres = processor.config.image_grid_pinpoints is not None
     sizes = tuple(picture_size(source) if anyres else None for source in sample.images)
     counts = processor.feature_counts(np.array([size or (1, 1) for size in sizes], np.int64).reshape(-1, 2))
@@ -90,7 +90,7 @@ def _encode(sample: Sample, processor: LlavaProcessor, template: Template, max_l
     )
 
 
-def _with_system(template: Template, sample: Sample) -> Template:
+def with_system(template: Template, sample: Sample) -> Template:
     """The template with the sample's own system text; where questions are dropped, it is dropped with them."""
     if sample.system is None or not template.keeps_question:
         return template

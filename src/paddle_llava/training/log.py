@@ -34,7 +34,8 @@ def tell(text: str) -> None:
 class TrainingLog:
     """Writes what happened at each step; steps that a resumed run repeats replace what an earlier run said of them.
 
-    `quiet` is for the other processes of a run, which say and write nothing.
+    Without steps, as when a model is only evaluated, all that is there stays. `quiet` is for the other processes of a
+    run, which say and write nothing.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class TrainingLog:
         output_dir.mkdir(parents=True, exist_ok=True)
         self._trackers = Trackers([] if quiet else report_to, output_dir)
         if self._path.is_file():
-            kept = [line for line in _lines(self._path) if line.get("step", 0) <= first_step]
+            kept = [line for line in _lines(self._path) if not total_steps or line.get("step", 0) <= first_step]
             part = self._path.with_suffix(".tmp")
             part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             os.replace(part, self._path)
@@ -82,11 +83,12 @@ class TrainingLog:
         self._progress.stop()
         self._trackers.close()
 
-    def step(self, step: int, loss: float, learning_rate: float, counts: Mapping[str, float]) -> None:
-        """Report optimizer step `step` (from 1): `counts` of `tokens` in all, `useful` ones (no padding), `targets`,
+    def step(self, step: int, loss: float | None, learning_rate: float, counts: Mapping[str, float]) -> None:
+        """Report optimizer step `step` (from 1), of no `loss` when it was skipped: `counts` of `tokens` in all, `useful` ones (no padding), `targets`,
         over all processes, and the norm of the gradient as `grad_norm`."""
         self._estimate(step)
-        for key, value in {"steps": 1, "loss": loss, **counts}.items():
+        losses = {} if loss is None else {"loss": loss, "losses": 1}
+        for key, value in {"steps": 1, **losses, **counts}.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
         if step % self._every and step != self._total:
             self._progress.update(self._task, completed=step)
@@ -95,7 +97,7 @@ class TrainingLog:
         seconds = max(now - self._started, 1e-9)
         line = {
             "step": step,
-            "loss": round(sums["loss"] / sums["steps"], 6),
+            "loss": round(sums["loss"] / sums["losses"], 6) if "losses" in sums else None,
             "learning_rate": learning_rate,
             "grad_norm": round(sums.get("grad_norm", 0.0) / sums["steps"], 6),
             "tokens_per_second": round(sums["useful"] / seconds, 1),
@@ -106,7 +108,7 @@ class TrainingLog:
         }
         self.write(line)
         said = (
-            f"loss {line['loss']:.4f}  lr {learning_rate:.2e}  {line['tokens_per_second']:,.0f} tokens/s  "
+            f"loss {'none' if line['loss'] is None else format(line['loss'], '.4f')}  lr {learning_rate:.2e}  {line['tokens_per_second']:,.0f} tokens/s  "
             f"useful {100 * line['useful']:.0f}%"
         )
         self._progress.update(self._task, completed=step, said=said)

@@ -7,6 +7,7 @@ gradient. Every random number of a step comes from the seed and the step's numbe
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from pathlib import Path
 
@@ -128,7 +129,8 @@ def train(
                         with interruption.held():
                             log.write({"step": state.step, "eval_loss": round(loss, 6)})
                             say(f"evaluation after step {state.step}: loss {loss:.4f}")
-                            if config.load_best_model_at_end and (state.best_loss is None or loss < state.best_loss):
+                            best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
+                            if config.load_best_model_at_end and best:
                                 state.best_loss = loss
                                 save(output_dir / BEST, model, stepper, state, keep=1)
                     due = _due(config.save_strategy, config.save_steps, state.step, epoch_ended)

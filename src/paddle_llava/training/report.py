@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llava import __version__
+from paddle_llava.data.encoding import with_system
 from paddle_llava.data.mixture import Mixture
 from paddle_llava.data.pictures import local_source
 from paddle_llava.data.records import Sample
@@ -66,7 +68,7 @@ def write_report(
     page = render_report(config, plan, state, total_steps, read_log(output_dir), shown)
     path = output_dir / FILE
     part = path.with_suffix(".tmp")
-    part.write_text(page, encoding="utf-8")
+    part.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair, a folder named otherwise
     os.replace(part, path)
     return path
 
@@ -92,7 +94,7 @@ def predict(
             session = ChatSession(
                 model,
                 processor,
-                template=template,
+                template=with_system(template, sample),
                 params=SamplingParams(max_new_tokens=ANSWER_TOKENS, temperature=0.0),
                 notice=lambda _: None,
             )
@@ -173,11 +175,12 @@ def _tiles(steps: Sequence[dict[str, Any]], evaluations: Sequence[tuple[int, flo
     tokens = sum(line.get("tokens_per_second", 0) * line.get("seconds", 0) for line in steps)
     useful = [line["useful"] for line in steps if "useful" in line]
     tiles = {"steps": f"{state.step:,}"}
-    if steps:
-        tiles["loss at the end"] = f"{smoothed([(line['step'], line['loss']) for line in steps])[-1][1]:.4f}"
+    if losses := smoothed([(line["step"], line["loss"]) for line in steps if line["loss"] is not None]):
+        tiles["loss at the end"] = f"{losses[-1][1]:.4f}"
     if evaluations:
-        best = min(evaluations, key=lambda pair: pair[1])
         tiles["eval loss at the end"] = f"{evaluations[-1][1]:.4f}"
+    if finite := [pair for pair in evaluations if math.isfinite(pair[1])]:
+        best = min(finite, key=lambda pair: pair[1])
         tiles[f"best eval loss, step {best[0]:,}"] = f"{best[1]:.4f}"
     if seconds:
         tiles["time in steps"] = duration(seconds)

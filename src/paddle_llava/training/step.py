@@ -27,10 +27,10 @@ Say = Callable[[str], object]
 
 
 class Learnt(NamedTuple):
-    """What a step was: its `loss` and `counts` over all processes, the place in the data after it, and how many batches
-    and records were skipped."""
+    """What a step was: its `loss`, None when all of it was skipped, and `counts` over all processes, the place in the
+    data after it, and how many batches and records were skipped."""
 
-    loss: float
+    loss: float | None
     counts: dict[str, float]
     position: list[int]
     skipped: int
@@ -107,7 +107,7 @@ class Stepper:
         skipped = self._report_skipped(lost, micro_batches, step)
         kept = targets - lost_targets
         counts = {"tokens": tokens, "useful": useful, "targets": kept, "grad_norm": norm if math.isfinite(norm) else 0}
-        return Learnt(loss * targets / max(kept, 1), counts, list(micro_batches[-1]["state"]), skipped)
+        return Learnt(loss * targets / kept if kept else None, counts, list(micro_batches[-1]["state"]), skipped)
 
     def update(self, lost: float = 0.0) -> float:
         """Apply the gradients of all processes, clipped, unless there are none; returns their norm before clipping, 0

@@ -32,10 +32,10 @@ class Trackers:
             self._writers.append(make(logdir=str(output_dir / "runs" / name)))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """The numbers of a line of the log, at its step."""
+        """The numbers of a line of the log, at its step; a skipped step has no loss."""
         for writer in self._writers:
             for key, value in line.items():
-                if key != "step":
+                if key != "step" and value is not None:
                     writer.add_scalar(f"train/{key}", value, line["step"])
 
     def close(self) -> None:
