@@ -85,7 +85,9 @@ def test_a_sample_is_asked_with_its_system_text(run: Runner, monkeypatch: pytest
 def test_what_utf_8_cannot_hold(run: Runner) -> None:
     """Half a surrogate pair in a sample, and a folder with a name of other bytes."""
     data = run.folder / "half.json"
-    data.write_text(json.dumps([{"conversations": [["What is it?", "a bus"]]}, {"conversations": [["What?", "\ud83d"]]}]))
+    data.write_text(
+        json.dumps([{"conversations": [["What is it?", "a bus"]]}, {"conversations": [["What?", "\ud83d"]]}])
+    )
     out = run.folder / "out\udcff"
     run("run", data=data, max_steps=1, on_bad_sample="skip", output_dir=str(out))
     text = (out / "report.html").read_text()

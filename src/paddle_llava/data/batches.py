@@ -99,9 +99,9 @@ class BatchMaker:
         leave it out, and its last batches do not have to be replaced.
         """
         bad: list[str] = []
-        if self.settings.on_bad_sample == "skip":
-            if not any(self._usable(self._prepare, [place], bad) for place in places):
-                return WindowPlan((), (*skipped, *bad))
+        skips = self.settings.on_bad_sample == "skip"
+        if skips and not any(self._usable(self._prepare, [place], bad) for place in places):
+            return WindowPlan((), (*skipped, *bad))
         placed = (tuple(tuple(int(places[sample]) for sample in row) for row in rows) for rows in batches)
         return WindowPlan(tuple(placed), tuple(skipped))
 

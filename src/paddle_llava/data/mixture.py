@@ -120,7 +120,10 @@ def _part(entry: Any, template: Template, image_folder: str | Path | None, where
 
 
 def matching_files(pattern: str, where: str) -> list[Path]:
-    """The file `pattern`, or those it stands for, sorted; `~` is a home directory. Raises `LlavaError` beginning with `where` for none."""
+    """The file `pattern`, or those it stands for, sorted; `~` is a home directory.
+
+    Raises `LlavaError` beginning with `where` for none.
+    """
     pattern = os.path.expanduser(pattern)
     if glob.has_magic(pattern) and not Path(pattern).exists():
         found = sorted(glob.glob(pattern, recursive=True))
@@ -131,4 +134,8 @@ def matching_files(pattern: str, where: str) -> list[Path]:
 
 
 def _template(name: str, where: str) -> Template:
-    return read_template(Path(os.path.expanduser(name))) if name.endswith(".json") or "/" in name else named_template(name, where)
+    return (
+        read_template(Path(os.path.expanduser(name)))
+        if name.endswith(".json") or "/" in name
+        else named_template(name, where)
+    )

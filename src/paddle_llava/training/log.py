@@ -84,8 +84,8 @@ class TrainingLog:
         self._trackers.close()
 
     def step(self, step: int, loss: float | None, learning_rate: float, counts: Mapping[str, float]) -> None:
-        """Report optimizer step `step` (from 1), of no `loss` when it was skipped: `counts` of `tokens` in all, `useful` ones (no padding), `targets`,
-        over all processes, and the norm of the gradient as `grad_norm`."""
+        """Report optimizer step `step` (from 1), without a `loss` when it was skipped: `counts` of `tokens` in all,
+        `useful` ones (no padding), `targets`, over all processes, and the norm of the gradient as `grad_norm`."""
         self._estimate(step)
         losses = {} if loss is None else {"loss": loss, "losses": 1}
         for key, value in {"steps": 1, **losses, **counts}.items():
@@ -95,9 +95,10 @@ class TrainingLog:
             return
         sums, now = self._sums, time.perf_counter()
         seconds = max(now - self._started, 1e-9)
-        line = {
+        loss = sums["loss"] / sums["losses"] if "losses" in sums else None
+        line: dict[str, Any] = {
             "step": step,
-            "loss": round(sums["loss"] / sums["losses"], 6) if "losses" in sums else None,
+            "loss": None if loss is None else round(loss, 6),
             "learning_rate": learning_rate,
             "grad_norm": round(sums.get("grad_norm", 0.0) / sums["steps"], 6),
             "tokens_per_second": round(sums["useful"] / seconds, 1),
@@ -108,7 +109,8 @@ class TrainingLog:
         }
         self.write(line)
         said = (
-            f"loss {'none' if line['loss'] is None else format(line['loss'], '.4f')}  lr {learning_rate:.2e}  {line['tokens_per_second']:,.0f} tokens/s  "
+            f"loss {'none' if loss is None else f'{loss:.4f}'}  lr {learning_rate:.2e}  "
+            f"{line['tokens_per_second']:,.0f} tokens/s  "
             f"useful {100 * line['useful']:.0f}%"
         )
         self._progress.update(self._task, completed=step, said=said)
