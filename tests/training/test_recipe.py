@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,25 @@ def test_resuming_from_a_given_checkpoint(run: Runner) -> None:
         run("fourth", resume_from_checkpoint=str(whole / "checkpoint-2"), seed=1)
 
 
+def test_a_checkpoint_that_another_run_went_on_from(run: Runner) -> None:
+    """Its steps and those of the run that begins there would mix, whichever is newest then."""
+    steps = {"save_strategy": "steps", "save_steps": 1}
+    out = run("run", max_steps=2, **steps)
+    first, second = (str(out / f"checkpoint-{step}") for step in (1, 2))
+    said = "checkpoint-2 is later.*; leave resume_from_checkpoint out to go on"
+    with pytest.raises(LlavaError, match=said):
+        run("run", max_steps=2, resume_from_checkpoint=first, **steps)
+    with pytest.raises(LlavaError, match="leave overwrite_output_dir and resume_from_checkpoint out to go on"):
+        run("run", max_steps=2, resume_from_checkpoint=first, overwrite_output_dir=True, **steps)
+    assert checkpoints(out) == [1, 2]
+    assert (out / "training_result.json").exists()
+    run("run", max_steps=3, resume_from_checkpoint=second, **steps)
+    (out / "best").mkdir()
+    (out / "checkpoint-3").rename(out / "best" / "checkpoint-3")
+    with pytest.raises(LlavaError, match=r"best.checkpoint-3 is later"):
+        run("run", max_steps=3, resume_from_checkpoint=second, **steps)
+
+
 Spoil = Callable[[str, Callable[[paddle.Tensor], paddle.Tensor]], None]
 
 
@@ -238,16 +258,20 @@ def test_a_skipped_batch_leaves_the_step_to_the_others(run: Runner, spoil: Spoil
 
 
 def test_a_model_that_has_diverged_is_not_trained_on(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = step.Stepper._loss
+    """Nor kept: what was learnt is no use any more."""
+    right, calls = step.Stepper._loss, count(1)
 
     def ruin(stepper: Any, batch: Any) -> paddle.Tensor:
         head = stepper.model.lm_head.weight
-        head.set_value(head * float("nan"))
+        if next(calls) == 2:
+            head.set_value(head * float("nan"))
         return right(stepper, batch)
 
     monkeypatch.setattr(step.Stepper, "_loss", ruin)
     with pytest.raises(LlavaError, match="diverged"):
         run("run", max_steps=2, on_bad_sample="skip")
+    assert run.heard("stopped after step 1; nothing was saved yet")
+    assert checkpoints(run.folder / "run" / "out") == []
 
 
 def test_a_picture_that_cannot_be_read(run: Runner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,8 +19,9 @@ import pytest
 
 from paddle_llava.errors import LlavaError
 from paddle_llava.training import recipe
+from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.log import TrainingLog
-from training_runs import Runner, checkpoints, losses, weights, write_records, write_settings
+from training_runs import Runner, checkpoints, log, losses, weights, write_records, write_settings
 
 LLAVA = Path(sys.executable).with_name("llava")
 STANDSTILL = Path(__file__).with_name("standstill.py")
@@ -71,6 +73,44 @@ def test_sigterm_before_anything_was_learnt(run: Runner, monkeypatch: pytest.Mon
     with pytest.raises(LlavaError, match="after step 0; nothing was saved yet"):
         run("run", max_steps=2, save_strategy="steps")
     assert checkpoints(run.folder / "run" / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "begun", "said"),
+    [
+        ({}, 0, "run the same command again to go on after step 4"),
+        ({"overwrite_output_dir": True}, 0, "run the same command again without overwrite_output_dir to go on"),
+        ({"resume_from_checkpoint": "c"}, 2, "run the same command again without resume_from_checkpoint to go on"),
+        ({"resume_from_checkpoint": "c"}, 4, "run the same command again to go on after step 4"),
+    ],
+)
+def test_the_command_that_goes_on(changes: dict[str, object], begun: int, said: str) -> None:
+    """A key that would start from elsewhere is to be left out, once this run has saved something."""
+    known = {"model_name_or_path": "m", "dataset": {"train": [{"data_files": "t"}]}, "output_dir": "o"}
+    assert recipe._way_on(TrainingConfig.from_dict({**known, **changes}), begun, 4).startswith(said)
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_a_bad_record_takes_with_it_nothing_that_was_learnt(split: str, run: Runner) -> None:
+    """Once it is put right, the next run goes on where this one stopped, with the evaluation that was not made."""
+    data = run.folder / "late.json"
+    good = json.loads(run.data.read_text())
+    files = {"train": [{"data_files": str(run.data)}], "eval": [{"data_files": str(run.data)}]}
+    steps = {"max_steps": 8, "do_eval": True, "dataset": files | {split: [{"data_files": str(data)}]}}
+    data.write_text(json.dumps(good))
+    straight = run("straight", **steps)
+    data.write_text(json.dumps([*good[:7], {"conversations": [["Hello", " "]]}]))
+    with pytest.raises(LlavaError, match=r"late.json: record 8.*no answer"):
+        run("run", **steps)
+    out = run.folder / "run" / "out"
+    (step,) = checkpoints(out)
+    assert step == (8 if split == "eval" else len(losses(out)))
+    assert run.heard(f"stopped after step {step}; run the same command again to go on after step {step}")
+    data.write_text(json.dumps(good))
+    run("run", **steps)
+    assert losses(out) == losses(straight)
+    assert log(out)[-1] == log(straight)[-1]
+    assert weights(out) == weights(straight)
 
 
 def test_killed_at_random_moments(tmp_path: Path, demo_checkpoint: Path) -> None:

@@ -32,10 +32,11 @@ PARAMETERS, OPTIMIZER, STATE = "trainable.safetensors", "optimizer.safetensors",
 
 @dataclass
 class TrainerState:
-    """Where a run stands: optimizer steps done, the place in the data, the state of fp16's loss `scaler` as
-    `scaler_state` gives it, and what must not change on resuming."""
+    """Where a run stands: optimizer steps done, whether the evaluation after the last is still to be made, the place in
+    the data, the state of fp16's loss `scaler` as `scaler_state` gives it, and what must not change on resuming."""
 
     step: int = 0
+    unevaluated: bool = False
     position: list[int] = field(default_factory=list)
     skipped: int = 0
     best_loss: float | None = None
@@ -51,6 +52,11 @@ def checkpoint_folders(output_dir: Path) -> list[Path]:
         if name and (folder / STATE).is_file():
             found.append((int(name[1]), name[2] is None, folder))
     return [folder for _, _, folder in sorted(found)]
+
+
+def step_of(folder: Path) -> int:
+    """The steps that were done when the checkpoint `folder`, one of `checkpoint_folders`, was written."""
+    return int(folder.name.removeprefix("checkpoint-").removesuffix(".old"))
 
 
 def save_checkpoint(
@@ -193,7 +199,7 @@ def _read_state(path: Path) -> TrainerState:
         whole = [state.step, state.skipped, *state.position]
         valid = all(type(number) is int and number >= 0 for number in whole)
         valid &= isinstance(state.fixed, dict) and isinstance(state.best_loss, (float, int, type(None)))
-        valid &= is_scaler_state(state.scaler)
+        valid &= is_scaler_state(state.scaler) and type(state.unevaluated) is bool
     except TypeError:
         valid = False
     if not valid:

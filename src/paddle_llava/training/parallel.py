@@ -22,6 +22,10 @@ T = TypeVar("T")
 _LONGEST_MESSAGE = 2048
 
 
+class PeerLost(LlavaError):
+    """Another process has ended: nothing can be done together any more."""
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run, and this one's place among them.
@@ -183,7 +187,7 @@ def _exchange(operation: Callable[..., object], *arguments: Any, **settings: Any
     try:
         operation(*arguments, **settings)
     except (RuntimeError, OSError, ValueError):
-        raise LlavaError(
+        raise PeerLost(
             "another process of this run has ended or cannot be reached; its own log says why "
             "(log/workerlog.* beside where the run was started)"
         ) from None

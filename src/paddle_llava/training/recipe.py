@@ -8,10 +8,11 @@ gradient. Every random number of a step comes from the seed and the step's numbe
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from paddle_llava.data.loader import Position
+from paddle_llava.data.loader import Batches, Position
 from paddle_llava.data.mixture import Mixture
 from paddle_llava.errors import LlavaError
 from paddle_llava.llava import LlavaForConditionalGeneration
@@ -21,12 +22,12 @@ from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.interruption import Interruption, stop_requests
 from paddle_llava.training.log import TrainingLog
 from paddle_llava.training.optimizer import build_optimizer
-from paddle_llava.training.parallel import World
+from paddle_llava.training.parallel import PeerLost, World
 from paddle_llava.training.plan import make_plan
 from paddle_llava.training.preparation import evaluates, make_batches, prepare, total_steps
 from paddle_llava.training.report import write_report
 from paddle_llava.training.result import BEST, write_result
-from paddle_llava.training.resume import is_finished, put_best_back, resume, save
+from paddle_llava.training.resume import is_finished, put_best_back, resume, save, starting_keys
 from paddle_llava.training.step import Say, Stepper, evaluate
 from paddle_llava.training.tensor_parallel import put_together, split
 
@@ -49,8 +50,8 @@ def train(
     `dtype` is what products are computed in.
 
     Raises `LlavaError` for data that cannot be used, for a loss that is no number, naming the records, and when SIGTERM
-    has come: then a checkpoint is saved first. SIGINT (Ctrl-C) saves none, but lets one be written to its end; then
-    `KeyboardInterrupt` is raised, and said before how to go on.
+    has come: a checkpoint is saved first, unless the weights are no numbers any more. SIGINT (Ctrl-C) saves none, but
+    lets one be written to its end; then `KeyboardInterrupt` is raised, and said before how to go on.
     """
     output_dir, quiet = Path(config.output_dir).expanduser(), world.rank > 0
     prepare(model, config)
@@ -76,7 +77,7 @@ def train(
     say("\n".join(plan.lines()))
     state = resume(stepper)
     batches.start = Position(*state.position)
-    saved_step = state.step
+    begun = saved_step = state.step
 
     def report(told: str | None) -> None:
         """Write `report.html`, with answers to questions of the split `told`; that it cannot be is said, and nothing
@@ -89,7 +90,32 @@ def train(
         except (LlavaError, OSError) as error:
             say(f"report.html could not be written: {error}")
 
-    with Interruption(lambda: say(f"interrupted after step {state.step}; {_way_on(saved_step)}")) as interruption:
+    def where() -> str:
+        return f"after step {state.step}; {_way_on(config, begun, saved_step)}"
+
+    def keep() -> str:
+        """Save what was learnt since the last checkpoint, for the run ends early; gives where it stands."""
+        nonlocal saved_step
+        if state.step > saved_step and stepper.is_sound():
+            with interruption.held():
+                save(output_dir, model, stepper, state, keep=config.save_total_limit)
+                saved_step = state.step
+        report(None)
+        return where()
+
+    @contextmanager
+    def kept() -> Iterator[None]:
+        """For what a bad record may end, which is not to take with it what was learnt before."""
+        try:
+            yield
+        except PeerLost:
+            raise
+        except LlavaError:
+            if state.step:
+                say(f"stopped {keep()}")
+            raise
+
+    with Interruption(lambda: say(f"interrupted {where()}")) as interruption:
         with (
             closing(iter(batches)) as stream,
             TrainingLog(
@@ -103,15 +129,28 @@ def train(
             ) as log,
             stop_requests(launched=world.size > 1) as stop_requested,
         ):
+
+            def look(batches: Batches) -> None:
+                """Evaluate, and keep the model if it is the best so far."""
+                state.unevaluated = True
+                with kept():
+                    loss = evaluate(model, batches, dtype, config, world)
+                with interruption.held():
+                    state.unevaluated = False
+                    log.write({"step": state.step, "eval_loss": round(loss, 6)})
+                    say(f"evaluation after step {state.step}: loss {loss:.4f}")
+                    best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
+                    if config.load_best_model_at_end and best:
+                        state.best_loss = loss
+                        save(output_dir / BEST, model, stepper, state, keep=1)
+
+            if eval_batches is not None and state.unevaluated:
+                look(eval_batches)
             while state.step < total:
-                learnt = stepper.step(state.step + 1, stream, stop_requested)
+                with kept():
+                    learnt = stepper.step(state.step + 1, stream, stop_requested)
                 if learnt is None:
-                    if state.step > saved_step:
-                        with interruption.held():
-                            save(output_dir, model, stepper, state, keep=config.save_total_limit)
-                            saved_step = state.step
-                    report(None)
-                    raise LlavaError(f"stopped by SIGTERM after step {state.step}; {_way_on(saved_step)}")
+                    raise LlavaError(f"stopped by SIGTERM {keep()}")
 
                 with interruption.held():
                     epoch_ended = learnt.position[0] != (state.position[0] if state.position else 0)
@@ -125,14 +164,7 @@ def train(
                 with log.aside():
                     due = _due(config.evaluation_strategy, config.eval_steps, state.step, epoch_ended)
                     if eval_batches is not None and (last or due):
-                        loss = evaluate(model, eval_batches, dtype, config, world)
-                        with interruption.held():
-                            log.write({"step": state.step, "eval_loss": round(loss, 6)})
-                            say(f"evaluation after step {state.step}: loss {loss:.4f}")
-                            best = math.isfinite(loss) and (state.best_loss is None or loss < state.best_loss)
-                            if config.load_best_model_at_end and best:
-                                state.best_loss = loss
-                                save(output_dir / BEST, model, stepper, state, keep=1)
+                        look(eval_batches)
                     due = _due(config.save_strategy, config.save_steps, state.step, epoch_ended)
                     if due or (last and config.save_strategy != "no"):
                         with interruption.held():
@@ -157,6 +189,11 @@ def _due(strategy: str, every: int, step: int, epoch_ended: bool) -> bool:
     return epoch_ended if strategy == "epoch" else strategy == "steps" and step % every == 0
 
 
-def _way_on(saved_step: int) -> str:
+def _way_on(config: TrainingConfig, begun: int, saved_step: int) -> str:
+    """How to go on with a run that began after step `begun`."""
     again = "run the same command again"
-    return f"{again} to go on after step {saved_step}" if saved_step else f"nothing was saved yet; {again}"
+    if not saved_step:
+        return f"nothing was saved yet; {again}"
+    if saved_step > begun and (keys := starting_keys(config)):
+        again += f" without {keys}"
+    return f"{again} to go on after step {saved_step}"

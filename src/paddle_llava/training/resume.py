@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llava.checkpoints.adapter import write_adapter
+from paddle_llava.errors import LlavaError
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.training.checkpoint import (
     TrainerState,
@@ -13,6 +14,7 @@ from paddle_llava.training.checkpoint import (
     load_checkpoint,
     open_slots,
     save_checkpoint,
+    step_of,
 )
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.loss_scale import restore_scaler, scaler_state
@@ -38,13 +40,16 @@ def resume(stepper: Stepper) -> TrainerState:
     """Put the checkpoint to go on from, if there is one, into the run; returns where it stands.
 
     That is `resume_from_checkpoint`, else the newest of an `output_dir` that is not to be overwritten. What an earlier
-    run left there as its result is no longer one. Raises `LlavaError` when the checkpoint does not fit.
+    run left there as its result is no longer one. Raises `LlavaError` when the checkpoint does not fit, or is one that
+    another run has gone on from in the same `output_dir`.
     """
     config, first = stepper.config, stepper.world.rank == 0
     output_dir = Path(config.output_dir).expanduser()
     given, anew = config.resume_from_checkpoint, config.overwrite_output_dir
     found = [Path(given).expanduser()] if given is not None else [] if anew else checkpoint_folders(output_dir)
     state = load(stepper, found[-1]) if found else TrainerState(fixed=_fixed(config))
+    if given is not None:
+        stepper.world.together(lambda: _check_is_newest(config, state.step))
     stepper.share_out()
     if found and stepper.group is not None:
         with open_slots(found[-1]) as read:
@@ -55,6 +60,25 @@ def resume(stepper: Stepper) -> TrainerState:
     if found:
         stepper.say(f"going on from {found[-1]}, after step {state.step}")
     return state
+
+
+def _check_is_newest(config: TrainingConfig, step: int) -> None:
+    """Raise `LlavaError` where checkpoints of more than `step` steps lie: the next run would take up one of them."""
+    output_dir = Path(config.output_dir).expanduser()
+    found = [*checkpoint_folders(output_dir), *checkpoint_folders(output_dir / BEST)]
+    later = max(found, key=step_of, default=None)
+    if later is not None and step_of(later) > step:
+        keys = starting_keys(config)
+        raise LlavaError(
+            f"resume_from_checkpoint is of step {step}, but {later} is later, and the steps of two runs would mix; "
+            f"leave {keys} out to go on from the newest, give another output_dir, or move the later ones away"
+        )
+
+
+def starting_keys(config: TrainingConfig) -> str:
+    """The keys by which a run starts from something else than the newest checkpoint; empty without any."""
+    keys = ("overwrite_output_dir", "resume_from_checkpoint")
+    return " and ".join(key for key in keys if getattr(config, key))
 
 
 def load(stepper: Stepper, folder: Path) -> TrainerState:

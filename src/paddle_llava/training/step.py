@@ -138,6 +138,13 @@ class Stepper:
         self.optimizer.clear_grad(set_to_zero=False)
         return norm
 
+    def is_sound(self) -> bool:
+        """Whether what learns are numbers still, in all processes."""
+        return not self.world.any(not self._is_sound())
+
+    def _is_sound(self) -> bool:
+        return all(bool(paddle.isfinite(parameter).all()) for parameter in self.parameters.values())
+
     def _loss(self, batch: Batch) -> paddle.Tensor:
         if self.group is None:
             return self.model.loss(*_loss_inputs(batch))
@@ -149,7 +156,7 @@ class Stepper:
         if not lost:
             return
         records = ", ".join(map(_records, lost))
-        if not all(bool(paddle.isfinite(parameter).all()) for parameter in self.parameters.values()):
+        if not self._is_sound():
             raise LlavaError(
                 f"step {step}: the weights are no longer numbers, the training has diverged; "
                 "lower learning_rate and go on from an earlier checkpoint"
