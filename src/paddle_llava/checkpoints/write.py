@@ -25,6 +25,7 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import read_json
 
 MAX_SHARD_BYTES = 5 * 10**9
+SUFFIXES: dict[Layout, str] = {"hf": "safetensors", "original": "safetensors", "paddle": "pdparams"}
 Shape = tuple[int, ...]
 Spec = tuple[str, Shape]  # dtype, shape
 Progress = Callable[[int, int], None]
@@ -95,7 +96,7 @@ def write_checkpoint(
     names = stored_names(config, layout)
     specs = _specs(config, tensors, names, layout, dtype)
     shards = _shards(specs, max_shard_bytes)
-    suffix = "pdparams" if layout == "paddle" else "safetensors"
+    suffix = SUFFIXES[layout]
     files = _file_names(suffix, len(shards))
     total = sum(map(_size, specs.values()))
     done = 0
@@ -132,6 +133,13 @@ def write_checkpoint(
         if error.errno == errno.ENOSPC:
             raise _disk_full(folder, total - done) from error
         raise LlavaError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def check_target(folder: Path, config: LlavaConfig, layout: Layout) -> None:
+    """Raise `LlavaError` for what `write_checkpoint` would refuse: a layout that cannot express the model of `config`,
+    or a folder with weights in another container."""
+    config_to_dict(config, layout)
+    _check_folder(folder, SUFFIXES[layout], None)
 
 
 def _turns(name: str, layout: Layout) -> bool:

@@ -81,11 +81,8 @@ class LlavaProcessor:
         its first new tokens, where `LlavaForConditionalGeneration.save_pretrained` puts their embeddings. And
         `processor_config.json` is written too, without which `transformers` could not count a picture's tokens.
         """
-        folder, tokenizer = Path(path), self.tokenizer
-        if layout == "hf" and self.config.image_token_id == ORIGINAL_IMAGE_TOKEN_ID:
-            size = self.config.text.vocab_size
-            tokenizer = tokenizer.with_image_token(size, size + 1)
-        tokenizer.save_pretrained(folder)
+        folder = Path(path)
+        self.tokenizer_of(layout).save_pretrained(folder)
         for name, content in self.companions.items():
             (folder / name).write_bytes(content)
         images = self.image_processor.to_dict()
@@ -99,6 +96,13 @@ class LlavaProcessor:
                 "vision_feature_select_strategy": "full" if self.config.keep_cls else "default",
             }
             write_json(folder / PROCESSOR, joint)
+
+    def tokenizer_of(self, layout: Layout) -> Tokenizer:
+        """The tokenizer as `layout` has it. Raises `LlavaError` where it does not go with the vocabulary's size."""
+        if layout != "hf" or self.config.image_token_id != ORIGINAL_IMAGE_TOKEN_ID:
+            return self.tokenizer
+        size = self.config.text.vocab_size
+        return self.tokenizer.with_image_token(size, size + 1)
 
     def __call__(
         self, text: str | Sequence[str], images: ImageSource | Sequence[ImageSource] | None = None

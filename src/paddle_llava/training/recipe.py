@@ -26,7 +26,7 @@ from paddle_llava.training.parallel import PeerLost, World
 from paddle_llava.training.plan import make_plan
 from paddle_llava.training.preparation import evaluates, make_batches, prepare, total_steps
 from paddle_llava.training.report import write_report
-from paddle_llava.training.result import BEST, write_result
+from paddle_llava.training.result import BEST, check_result, write_result
 from paddle_llava.training.resume import is_finished, put_best_back, resume, save, starting_keys
 from paddle_llava.training.step import Say, Stepper, evaluate
 from paddle_llava.training.tensor_parallel import put_together, split
@@ -70,6 +70,7 @@ def train(
     total = total_steps(config, batches)
     if is_finished(config, total, say):
         return output_dir
+    world.together(lambda: None if quiet else check_result(output_dir, model, processor, config))
     optimizer = build_optimizer(model, config, total)
     schedule = optimizer._learning_rate
     stepper = Stepper(config, model, optimizer, dtype, world, say)

@@ -9,6 +9,8 @@ from pathlib import Path
 import paddle
 
 from paddle_llava.checkpoints.adapter import Adapter, read_adapter, write_adapter
+from paddle_llava.checkpoints.names import transformers_names
+from paddle_llava.checkpoints.write import check_target
 from paddle_llava.errors import LlavaError
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.models.lora import LoRALinear
@@ -39,6 +41,20 @@ def clear_result(output_dir: Path, *, checkpoints: bool) -> int:
         (folder / STATE).unlink(missing_ok=True)  # half a checkpoint must not look like one
         shutil.rmtree(folder, ignore_errors=True)
     return len(found)
+
+
+def check_result(
+    output_dir: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor, config: TrainingConfig
+) -> None:
+    """Raise `LlavaError` for a result that `write_result` could not write, while nothing has been learnt yet."""
+    try:
+        if config.lora:
+            transformers_names(model.config)
+        else:
+            check_target(output_dir, model.config, "hf")
+            processor.tokenizer_of("hf")
+    except LlavaError as error:
+        raise LlavaError(f"the result of training {config.model_name_or_path} could not be written: {error}") from None
 
 
 def write_result(

@@ -59,6 +59,7 @@ def start(
     # O1 keeps float32 parameters and casts for each product; a frozen base under LoRA needs no such care.
     held = dtype if config.lora or config.fp16_opt_level == "O2" else "float32"
     folder = hub.local_folder(config.model_name_or_path, text_only=True)
+    _check_output(config, folder)
     assembly = find_assembly(config, folder)
     conv_mode = config.conv_mode or ("plain" if stage == "pretrain" else None)
     if assembly is not None:
@@ -97,6 +98,13 @@ def check_sharding(config: TrainingConfig, device: str) -> None:
         raise LlavaError(f"load_best_model_at_end does not go with sharding: {config.sharding}; use stage1")
     if config.sharding == "stage3" and (config.do_eval or config.evaluation_strategy != "no"):
         raise LlavaError("sharding: stage3 cannot evaluate during the training; do so with its result afterwards")
+
+
+def _check_output(config: TrainingConfig, folder: Path) -> None:
+    """Raise `LlavaError` where the result would take the place of the model in `folder` that it is trained from."""
+    output_dir = Path(config.output_dir).expanduser()
+    if config.do_train and not config.lora and output_dir.resolve() == folder.resolve():
+        raise LlavaError(f"output_dir: {output_dir} holds the model that this run starts from; give another folder")
 
 
 def _check_degree(config: TrainingConfig, world: World) -> None:
