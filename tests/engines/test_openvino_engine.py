@@ -166,8 +166,7 @@ def test_an_interrupt_as_a_run_returns_leaves_the_positions_before_it(
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_request", Interrupted(engine._request, run))
         with pytest.raises(KeyboardInterrupt):
-            engine.prefill(inputs)
-            engine.decode(np.array([5]))
+            (engine.prefill(inputs), engine.decode(np.array([5])))
     assert engine.length == [0, length - 3, length][run - 1]
     if run == 1:
         assert np.abs(engine.prefill(loaded.inputs("batch")) - loaded.last("batch")).max() < TOLERANCE
