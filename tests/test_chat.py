@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 
 from paddle_llava.chat import Chat, Picture, decode_rate, open_picture, open_session
+from paddle_llava.drawing import write_drawing
 from paddle_llava.errors import LlavaError
 from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.generation.session import TurnStats
@@ -172,6 +173,17 @@ def test_draw_spoils_no_file(demo_checkpoint: Path, photo: Path, tmp_path: Path,
     assert "ends in .png" in ending
     assert "cannot be written" in nowhere
     assert (tmp_path / "mine.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_drawing_that_cannot_be_encoded_touches_no_file(tmp_path: Path, anew: bool) -> None:
+    wide, path = PIL.Image.new("RGB", (17_000, 4)), tmp_path / "wide.webp"  # WebP ends at 16,383
+    if not anew:
+        path.write_text("mine")
+    with pytest.raises(LlavaError, match="cannot be written"):
+        write_drawing(path, wide, [(1, 1, 50, 3)], "--draw", anew=anew)
+    assert path.exists() != anew
+    assert anew or path.read_text() == "mine"
 
 
 def test_the_draw_flag_draws_each_answer_that_has_boxes(

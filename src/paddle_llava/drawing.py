@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +29,11 @@ def write_drawing(path: Path, image: Image, boxes: Sequence[Box], asked_by: str,
     With `anew` the file must not exist. Raises `LlavaError` when it cannot be written.
     """
     labels = [str(number) for number in range(1, len(boxes) + 1)] if len(boxes) > 1 else None
-    drawn = draw_boxes(image, boxes, labels)
+    drawn, encoded = draw_boxes(image, boxes, labels), io.BytesIO()
     try:
+        drawn.save(encoded, FORMATS[path.suffix.lower()])  # before the file is touched: not every size can be encoded
         with path.open("xb" if anew else "wb") as file:
-            drawn.save(file, FORMATS[path.suffix.lower()])
+            file.write(encoded.getbuffer())
     except FileExistsError:
         raise LlavaError(f"{asked_by}: {str(path)!r} already exists; choose another name") from None
     except (OSError, ValueError) as error:

@@ -136,6 +136,60 @@ def test_what_is_rewound_is_forgotten(loaded: Loaded, compact_from: int, monkeyp
         engine.rewind(length + 1)
 
 
+class Interrupted:
+    """An inference request: Ctrl-C comes as run number `run` returns, and after the first of its states."""
+
+    def __init__(self, request: Any, run: int = 0) -> None:
+        self._request, self._left = request, run
+        self.reset_state = request.reset_state
+
+    def infer(self, inputs: Any) -> Any:
+        outputs = self._request.infer(inputs)
+        self._left -= 1
+        if self._left == 0:
+            raise KeyboardInterrupt
+        return outputs
+
+    def query_state(self) -> Any:
+        yield self._request.query_state()[0]
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("run", [1, 2, 3])
+def test_an_interrupt_as_a_run_returns_leaves_the_positions_before_it(
+    loaded: Loaded, run: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache has grown by then: in the first run of a batch, in the middle of a prefill, and in a decoding step."""
+    engine, inputs = loaded.engine, loaded.inputs("two pictures")
+    length = inputs["input_ids"].shape[1]
+    monkeypatch.setattr(engine_module, "CHUNK", length - 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_request", Interrupted(engine._request, run))
+        with pytest.raises(KeyboardInterrupt):
+            (engine.prefill(inputs), engine.decode(np.array([5])))
+    assert engine.length == [0, length - 3, length][run - 1]
+    if run == 1:
+        assert np.abs(engine.prefill(loaded.inputs("batch")) - loaded.last("batch")).max() < TOLERANCE
+        return
+    engine.rewind(length - 3)
+    logits = engine.prefill({"input_ids": inputs["input_ids"][:, length - 3 :]})
+    assert np.abs(logits - loaded.last("two pictures")).max() < TOLERANCE
+
+
+def test_an_interrupt_within_the_taking_out_of_what_is_forgotten(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "COMPACT_FROM", 1)
+    engine, inputs = loaded.engine, loaded.inputs("two pictures")
+    engine.prefill(inputs)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_request", Interrupted(engine._request))
+        with pytest.raises(KeyboardInterrupt):
+            engine.rewind(9)
+    assert engine.length == 0
+    assert np.abs(engine.prefill(inputs) - loaded.last("two pictures")).max() < TOLERANCE
+
+
 def test_features_and_tokens_must_be_as_many(loaded: Loaded) -> None:
     image_token = loaded.engine.config.image_token_id
     with pytest.raises(ValueError, match="2 image tokens in input_ids, but 0"):

@@ -171,6 +171,29 @@ def test_other_weights_are_another_folder(large: Path, tmp_path: Path) -> None:
     assert names == ["bf16", "int4", "int4"]
 
 
+def test_another_preprocessor_is_another_folder(large: Path) -> None:
+    """The processor is read from the folder that is kept, which must not be older than it."""
+    open_model(str(large))
+    settings = large / "processor_config.json"
+    told = json.loads(settings.read_text())
+    told["image_processor"]["image_mean"] = [0.25, 0.5, 0.75]
+    settings.write_text(json.dumps(told))
+    _, processor = open_model(str(large))
+    assert list(processor.image_processor.image_mean) == [0.25, 0.5, 0.75]
+
+
+def test_an_export_to_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    command = ["export", "--model-path", str(FIXTURES / "v1_5"), "--to", "openvino", "--out"]
+    assert main([*command, "."]) == 2
+    assert "is the working folder, which cannot be replaced" in capsys.readouterr().err
+    assert main([*command, "../new/../other"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "other"]
+
+
 def test_auto_takes_openvino_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(FIXTURES / "v1_5")
     for options in ({}, {"device": "cpu"}, {"engine": "openvino"}, {"weights": "int8"}, {"dtype": "float32"}):

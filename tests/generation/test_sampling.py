@@ -51,6 +51,18 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
     np.testing.assert_array_equal(logits, np.array([2.0, 1.5, -0.5, -1.0], dtype=np.float32))
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-7])
+def test_next_to_no_temperature_is_greedy(temperature):
+    assert set(draw(5, temperature=temperature)) == {0}
+
+
+@pytest.mark.parametrize("penalty", [1e-6, 1e9])
+def test_penalties_at_their_bounds_can_be_drawn_with(penalty):
+    seen = np.arange(3)
+    sampler = Sampler(SamplingParams(seed=1, temperature=1e-6, repetition_penalty=penalty), seen)
+    assert sampler.sample(np.array([0, 30, -30, -np.inf, 1], np.float32)) == (1 if penalty < 1 else 4)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -61,6 +73,8 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
         {"top_k": -1},
         {"max_new_tokens": 0},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-45},
+        {"repetition_penalty": 1e300},
         {"seed": -3},
         {"stop": ("",)},
     ],

@@ -357,6 +357,15 @@ def test_an_interrupt_after_room_was_made_for_a_question(monkeypatch: pytest.Mon
     assert len(session.noticed) == 1
 
 
+@pytest.mark.parametrize("held", [3, 20, 60])
+def test_an_interrupt_may_leave_a_part_of_a_picture(held: int) -> None:
+    """Between the chunks of a prefill that runs an earlier turn again."""
+    session = start()
+    say(session, "Which is larger?", [ONE, OTHER])
+    session.engine.rewind(held)
+    assert_as_if_fresh(session)
+
+
 def test_an_interrupt_within_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     session = start(max_new_tokens=20)
     answer = session.ask("Hello?", ONE)

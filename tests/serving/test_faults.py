@@ -5,6 +5,7 @@ And afterwards the server answers as before, with the memory, the files and the 
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -12,9 +13,11 @@ import socket
 import struct
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -22,6 +25,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paddle_llava.processing.loading import decode_image
+from paddle_llava.serving import intake
+from paddle_llava.serving.schema import ChatRequest
+from scripted_server import scripted_service
 from serving_process import Served, data_uri, noise, user
 
 QUESTION = {"messages": [user("What is it?", data_uri(noise(60, 80, seed=1)))], "max_tokens": 4, "temperature": 0}
@@ -114,7 +121,7 @@ ANSWERED: dict[str, tuple[Callable[[Served], Answer], int, str]] = {
     "JSON of another kind": (body("[1, 2]"), 400, "object"),
     "a number": (body("7"), 400, "object"),
     "null": (body("null"), 400, "object"),
-    "deep JSON": (body("[" * 100_000), 400, "recursion|not JSON"),
+    "deep JSON": (body("[" * 6000), 400, "recursion|not JSON"),
     "a deep value": (body('{"messages":' + "[" * 5000 + "]" * 5000 + "}"), 400, "."),
     "not a number": (body('{"messages":[{"role":"user","content":"hi"}],"temperature":NaN}'), 400, "."),
     "invalid UTF-8": (body(b'{"messages":[{"role":"user","content":"\xff\xfe"}]}'), 400, "not JSON"),
@@ -129,9 +136,15 @@ ANSWERED: dict[str, tuple[Callable[[Served], Answer], int, str]] = {
     "messages of another kind": (asking(messages="hi"), 400, "messages"),
     "a message of another kind": (asking(messages=["hi"]), 400, "messages.0"),
     "no role": (asking(messages=[{"content": "hi"}]), 400, "messages.0"),
-    "a strange role": (asking(messages=[{"role": "tool", "content": "hi"}]), 400, "messages.0"),
+    "a strange role": (
+        asking(messages=[{"role": "tool", "content": "hi"}]), 400,
+        "^messages.0: 'role' must be one of 'system', 'developer', 'user', 'assistant'$",
+    ),
     "content of another kind": (asking(messages=[{"role": "user", "content": 5}]), 400, "messages.0.content"),
-    "a strange part": (asking(messages=[{"role": "user", "content": [{"type": "input_audio"}]}]), 400, "content.0"),
+    "a strange part": (
+        asking(messages=[{"role": "user", "content": [{"type": "input_audio"}]}]), 400,
+        "content.0: 'type' must be one of 'text', 'image_url'$",
+    ),
     "an unknown field": (asking(temprature=1), 400, "'temprature' .did you mean 'temperature'"),
     "an unknown field of a message": (asking(messages=[user("hi") | {"mood": 1}]), 400, "'mood'"),
     "a field of a million letters": (asking(**{"x" * MIB: 1}), 400, "unrecognized"),
@@ -140,7 +153,12 @@ ANSWERED: dict[str, tuple[Callable[[Served], Answer], int, str]] = {
     "a late system message": (
         asking(messages=[user("hi"), {"role": "system", "content": "x"}, user("hi")]), 400, "system messages",
     ),
-    "10,000 turns": (asking(messages=turns(20_001)), 400, "20001 messages are more than the 100 allowed"),
+    "many turns": (asking(messages=turns(1001)), 400, "1001 messages are more than the 100 allowed"),
+    "very many turns": (asking(messages=turns(20_001)), 400, "the body has more than 6400 values"),
+    "half a million messages that are none": (asking(messages=[0] * (MIB // 2)), 400, "more than 6400 values"),
+    "a hundred thousand unknown fields": (asking(**{str(n): 0 for n in range(100_000)}), 400, "more than 6400 values"),
+    "a hundred thousand empty texts": (asking(stop=[""] * 100_000), 400, "more than 6400 values"),
+    "commas and quotes in a text": (asking(messages=[user('\\",[{' * 50_000)]), 400, "model's 2048 tokens"),
     "a long text": (asking(messages=[user("lake " * 100_000)]), 400, "model's 2048 tokens"),
     "a text a little too long": (asking(messages=[user("lake " * 2040)]), 400, "the model holds 2048"),
     "many pictures": (asking(messages=[user(*["http://pictures.test/picture"] * 5)]), 400, "more than the 4 allowed"),
@@ -152,6 +170,10 @@ ANSWERED: dict[str, tuple[Callable[[Served], Answer], int, str]] = {
     "half a token": (asking(max_tokens=1.5), 400, "max_tokens"),
     "a cold temperature": (asking(temperature=-1), 400, "temperature"),
     "a hot temperature": (asking(temperature=1e308), 400, "temperature"),
+    "a temperature next to nothing": (asking(temperature=1e-310), 200, ""),
+    "a penalty of next to nothing": (asking(repetition_penalty=1e-45), 400, "repetition_penalty"),
+    "log-probabilities of what is not asked for": (asking(top_logprobs=3), 400, "logprobs: true"),
+    "counts that may be left out": (asking(stream=True, stream_options={"include_usage": None}), 200, ""),
     "top_p of nothing": (asking(top_p=0), 400, "top_p"),
     "a seed beyond 64 bits": (asking(seed=2**64), 400, "seed"),
     "an empty stop": (asking(stop=""), 400, "stop"),
@@ -191,6 +213,7 @@ ANSWERED: dict[str, tuple[Callable[[Served], Answer], int, str]] = {
     "a GIF of many frames": (showing(data_uri(endless_gif(), "gif")), 200, ""),
     "a large data URI": (showing(data_uri(bytes(2 * MIB))), 400, "larger than 1 MiB"),
     "a page of another site": (body(json.dumps(QUESTION), Origin="http://evil.test"), 403, "origin"),
+    "an origin that is none": (body(json.dumps(QUESTION), Origin="http://["), 403, "origin"),
     "a name that was pointed here": (
         body(json.dumps(QUESTION), Origin="http://evil.test:8000", Host="evil.test:8000"), 403, "origin",
     ),
@@ -341,6 +364,50 @@ def test_more_connections_than_allowed(served: Served) -> None:
     assert 503 in statuses
     assert set(statuses) <= {0, 200, 503}
     wait_for(lambda: httpx.get(f"{served.url}/health").status_code == 200)
+
+
+def test_an_answer_before_the_end_of_the_body_spoils_no_connection(served: Served) -> None:
+    """Most clients read it once they have sent everything, and then ask again on the same connection."""
+    data = request(bytes(100_000)).replace(b"application/json", b"text/plain")
+    with connect(served) as connection:
+        connection.sendall(data[:1000])
+        assert b" 415 " in connection.recv(65536)
+        connection.sendall(data[1000:60_000])
+        time.sleep(0.2)
+        connection.sendall(data[60_000:])
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert read(connection).status == 200
+
+
+def test_the_rest_of_a_body_has_its_time(served: Served) -> None:
+    started = time.monotonic()
+    with connect(served) as connection, suppress(ConnectionError):
+        connection.sendall(request(b"", length=10**6).replace(b"application/json", b"text/plain"))
+        for _ in range(200):
+            connection.sendall(b"x")
+            time.sleep(0.05)
+    assert time.monotonic() - started < 5
+
+
+def test_whole_pictures_are_not_kept(demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded, the pictures of one request could be sixteen times 150 MB."""
+    decoded: list[weakref.ref[Image.Image]] = []
+    at_a_time = []
+
+    def decode(*arguments: Any, **options: Any) -> Image.Image:
+        image = decode_image(*arguments, **options)
+        decoded.append(weakref.ref(image))
+        at_a_time.append(sum(known() is not None for known in decoded))
+        return image
+
+    monkeypatch.setattr(intake, "decode_image", decode)
+    service = scripted_service(demo_checkpoint, {})
+    pictures = [data_uri(noise(90, 120, seed=number)) for number in range(8)]
+    asked = ChatRequest.model_validate({"messages": [user("Which?", *pictures)]})
+    assert len(asyncio.run(service.intake.pictures(asked))) == 8
+    service.intake.close()
+    assert max(at_a_time) <= intake.DECODERS
+    assert not any(known() for known in decoded)
 
 
 # --- clients that leave -------------------------------------------------------------------------

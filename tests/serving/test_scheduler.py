@@ -239,6 +239,15 @@ def test_one_that_fails_takes_nobody_along(world: World) -> None:
     assert again.answer.token_ids == list(range(105, 111))
 
 
+def test_an_answer_that_cannot_be_drawn_fails_alone(world: World) -> None:
+    good, bad = world.job(10, new=6), world.job(100, new=6)
+    bad.answer.draw = lambda logits: 1 / 0  # type: ignore[assignment, return-value]
+    world.submit(good, bad)
+    world.done(good, bad)
+    assert failure(bad) == 500
+    assert good.answer.token_ids == list(range(15, 21))
+
+
 def test_a_picture_that_cannot_be_encoded_fails_alone(world: World) -> None:
     ids = np.array([1, -1, -1, 2])
     prompt = Prompt(ids, np.array([1, -77, -77, 2]), (1,), (2,), None)

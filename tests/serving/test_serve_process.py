@@ -65,6 +65,7 @@ def test_who_may_ask_from_a_browser(guarded: Served) -> None:
         ("http://evil.test", here),
         ("http://evil.test", "evil.test"),
         ("null", here),
+        ("http://[", here),
         (f"http://{here}", "x"),
     ):
         answer = ask(origin, host)
@@ -155,7 +156,11 @@ def test_the_command(demo_checkpoint: Path) -> None:
         ([], "--model-path is missing"),
         (["--model-path", "{model}", "--port", "{taken}"], "Address already in use; choose another --host or --port"),
         (["--model-path", "{model}", "--host", "no such host"], "cannot listen at no such host:"),
-        (["--model-path", "{model}", "--max-batch", "0"], "max_batch must be greater than 0, found 0"),
+        (["--model-path", "{model}", "--max-batch", "0"], "max_batch must be greater than 0 and finite, found 0"),
+        (["--model-path", "{model}", "--drain-timeout", "inf"], "drain_time must be greater than 0 and finite"),
+        (["--model-path", "{model}", "--api-key", ""], "--api-key is empty"),
+        (["--model-path", "{model}", "--allow-origin", "https://x.test/"], "'https://x.test/': is not an origin"),
+        (["--model-path", "{model}", "--allow-origin", "*"], "'*': is not an origin"),
         (
             ["--model-path", "{model}", "--port", "0", "--engine", "paddle", "--max-batch", "1000"],
             "max_batch must be at most 128",

@@ -8,14 +8,17 @@ import numpy as np
 
 from paddle_llava.errors import LlavaError
 
+# Of temperatures and penalties: the answers of lower ones could not be told apart, and logits would overflow.
+LOWEST = 1e-6
+
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How an answer is drawn.
 
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token. `repetition_penalty` (Keskar et al. 2019,
-    arXiv:1909.05858) divides positive and multiplies negative logits of tokens that the prompt or the answer
-    already holds. `stop` ends the answer before any of these strings. The same `seed` gives the same answer.
+    `temperature` 0, like any below `LOWEST`, is greedy. `top_k` 0 and `top_p` 1 keep every token. `repetition_penalty`
+    (Keskar et al. 2019, arXiv:1909.05858) divides positive and multiplies negative logits of tokens that the prompt or
+    the answer already holds. `stop` ends the answer before any of these strings. The same `seed` gives the same answer.
     """
 
     max_new_tokens: int = 512
@@ -32,7 +35,7 @@ class SamplingParams:
             "temperature": (0.0 <= self.temperature < float("inf"), "0 (greedy) or greater"),
             "top_p": (0.0 < self.top_p <= 1.0, "greater than 0 and at most 1"),
             "top_k": (self.top_k >= 0, "0 (all tokens) or greater"),
-            "repetition_penalty": (0.0 < self.repetition_penalty < float("inf"), "greater than 0"),
+            "repetition_penalty": (LOWEST <= self.repetition_penalty <= 1e9, f"from {LOWEST:g} to 1e+09"),
             "seed": (self.seed is None or self.seed >= 0, "0 or greater"),
         }
         for name, (holds, meaning) in bounds.items():
@@ -56,7 +59,7 @@ class Sampler:
         params = self.params
         if params.repetition_penalty != 1.0:
             logits = self._penalised(logits)
-        token = int(logits.argmax()) if params.temperature == 0.0 else self._draw(logits)
+        token = int(logits.argmax()) if params.temperature < LOWEST else self._draw(logits)
         self._seen.add(token)
         return token
 

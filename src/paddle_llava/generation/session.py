@@ -244,10 +244,12 @@ class ChatSession:
         )
 
     def _unseen_features(self, history: _History) -> list[Any]:
-        """The features of the pictures after those that the engine holds."""
+        """The features that the engine does not hold; an interrupt may have left it in the middle of a picture."""
         held = history.ids[: self.engine.length].count(self.engine.config.image_token_id)
         ends = np.cumsum([0, *history.feature_counts])
-        return list(history.features[int(np.searchsorted(ends, held)) :])
+        number = int(np.searchsorted(ends, held, side="right")) - 1
+        unseen, part = list(history.features[number:]), held - int(ends[number])
+        return [unseen[0][part:], *unseen[1:]] if part else unseen
 
 
 def _paddle_engine(model: Any) -> Engine:

@@ -56,7 +56,10 @@ def serve_command(
     """Serve a model to many users: OpenAI's chat API, and a page to chat at."""
     if model_path is None:
         raise LlavaError("--model-path is missing: give a name such as llava-hf/llava-1.5-7b-hf, or a folder")
+    if api_key is not None and not api_key.strip():
+        raise LlavaError("--api-key is empty, which would let everybody in: give a key, or leave the flag away")
     try:
+        from paddle_llava.serving.guard import check_origin
         from paddle_llava.serving.limits import ServingLimits
         from paddle_llava.serving.server import listen, log_to_stderr, open_service, serve
     except ImportError as error:
@@ -64,6 +67,8 @@ def serve_command(
             f"{error.name} is missing; install it with: {sys.executable} -m pip install 'paddle-llava[serve]'"
         ) from None
 
+    for origin in allow_origin or ():
+        check_origin(origin)
     limits = ServingLimits(
         max_batch=max_batch,
         max_queue=max_queue,
@@ -94,4 +99,4 @@ def serve_command(
             temperature=temperature,
             own_cache_size=cache_mib is not None,
         )
-        serve(service, listener, api_key=api_key or None, origins=allow_origin or ())
+        serve(service, listener, api_key=api_key, origins=allow_origin or ())

@@ -25,6 +25,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _unparsed_bytes = 0
     _header_bytes = 0
+    _in_body = False
     _header_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
 
@@ -47,10 +48,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._await_headers()  # the next request of a connection that is kept
+            self._await_headers()  # the next request of a connection that is kept, or the rest of one that was refused
         self._unparsed_bytes += len(data)
         super().data_received(data)
-        if self._header_timer is not None and self._unparsed_bytes > MAX_HEADER_BYTES:
+        if self._header_timer is not None and not self._in_body and self._unparsed_bytes > MAX_HEADER_BYTES:
             self.send_400_response("The headers are too large.")
 
     def on_url(self, url: bytes) -> None:
@@ -62,10 +63,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+        self._in_body = True
+        self._stop_header_timer()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        if self._header_timer is not None:  # the answer came before the body's end
+            self._await_headers()
+        super().on_message_complete()
 
     def _count(self, *parts: bytes) -> None:
         self._header_bytes += sum(map(len, parts))
@@ -91,8 +97,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._abort_later()
 
     def _await_headers(self) -> None:
+        self._stop_header_timer()
         self._unparsed_bytes = self._header_bytes = 0
         self._header_timer = self.loop.call_later(self.header_time, self._too_slow)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
     def _too_slow(self) -> None:
         self._header_timer = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from paddle_llava.errors import LlavaError
 from paddle_llava.serving.errors import CLOSED_REQUEST, ApiError
 from paddle_llava.serving.metrics import Metrics
 
@@ -65,7 +67,11 @@ class Guard:
         origin = headers.get(b"origin", b"").decode("latin-1")
         if not origin or origin in self._origins:
             return True
-        address, host = urlsplit(origin), headers.get(b"host", b"").decode("latin-1")
+        try:
+            address = urlsplit(origin)
+        except ValueError:
+            return False
+        host = headers.get(b"host", b"").decode("latin-1")
         return address.netloc == host and _cannot_be_rebound(address.hostname or "")
 
     def _tell(self, scope: Scope, seen: _Seen, seconds: float) -> None:
@@ -103,6 +109,15 @@ def _cannot_be_rebound(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_origin(origin: str) -> None:
+    """Raises `LlavaError` for what no browser would call an origin, and which would allow nobody."""
+    if not re.fullmatch(r"https?://[^/?#@*\sA-Z]+", origin):
+        raise LlavaError(
+            f"--allow-origin {origin!r}: is not an origin; write it like https://chat.example.com or "
+            "http://10.0.0.5:8080, in small letters, with nothing after the host and the port"
+        )
 
 
 async def _refuse(send: Send) -> None:

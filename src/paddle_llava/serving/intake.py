@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
+from PIL import Image
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
@@ -16,20 +18,25 @@ from paddle_llava.processing.fetching import fetch
 from paddle_llava.processing.loading import decode_image, read_data_uri
 from paddle_llava.serving.errors import ApiError, too_busy
 from paddle_llava.serving.limits import ServingLimits
-from paddle_llava.serving.prompt import Picture, image_urls, picture
+from paddle_llava.serving.prompt import Picture, image_urls
 from paddle_llava.serving.schema import ChatRequest
 
 FETCHES = 16
 DECODERS = 2
 # A larger body is parsed on a thread of its own, as it would hold up everybody's answers.
 SMALL_BODY = 2**16
+VALUES_PER_MESSAGE = 64
 
 
 class Intake:
-    """What arrives, of all requests together: bounded, and decoded on threads of its own."""
+    """What arrives, of all requests together: bounded, and decoded on threads of its own.
 
-    def __init__(self, limits: ServingLimits) -> None:
+    `prepare` is called there with each picture, of which nothing else is kept: a few MB can be decoded to a gigabyte.
+    """
+
+    def __init__(self, limits: ServingLimits, prepare: Callable[[Image.Image], Picture]) -> None:
         self._limits = limits
+        self._prepare = prepare
         self._held_bytes = 0
         self._fetchers = ThreadPoolExecutor(FETCHES, "fetch")
         self._decoders = ThreadPoolExecutor(DECODERS, "decode")
@@ -109,7 +116,7 @@ class Intake:
         return self._decode(read_data_uri(uri, "the picture"))
 
     def _decode(self, data: bytes, content_type: str = "") -> Picture:
-        return picture(decode_image(data, "the picture", self._limits.images, content_type=content_type))
+        return self._prepare(decode_image(data, "the picture", self._limits.images, content_type=content_type))
 
 
 async def _all(loads: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:
@@ -124,6 +131,9 @@ async def _all(loads: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:
 
 def parse(body: bytes, limits: ServingLimits) -> ChatRequest:
     """Raises `ApiError` that names the first field at fault, without quoting what was sent."""
+    most = VALUES_PER_MESSAGE * limits.max_messages
+    if _has_more_values(body, most):
+        raise ApiError(400, f"the body has more than {most} values: send fewer or shorter messages")
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
@@ -131,7 +141,22 @@ def parse(body: bytes, limits: ServingLimits) -> ChatRequest:
     if len(request.messages) > limits.max_messages:
         many = len(request.messages)
         raise ApiError(400, f"{many} messages are more than the {limits.max_messages} allowed", param="messages")
+    if request.top_logprobs and not request.logprobs:
+        raise ApiError(400, "top_logprobs is only for requests with logprobs: true", param="top_logprobs")
     return request
+
+
+_BEGINNINGS = (b",", b"[", b"{")
+_STRING = re.compile(rb'"[^"]*"')
+
+
+def _has_more_values(body: bytes, most: int) -> bool:
+    """Whether JSON has: two bytes of it can become a kilobyte of error, so it is found out without parsing."""
+    if sum(map(body.count, _BEGINNINGS)) <= most:
+        return False
+    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    # A value has at most two strings, itself and its name.
+    return unescaped.count(b'"') > 4 * most or sum(map(_STRING.sub(b"", unescaped).count, _BEGINNINGS)) > most
 
 
 def _first_fault(error: ValidationError) -> ApiError:
@@ -145,6 +170,9 @@ def _first_fault(error: ValidationError) -> ApiError:
         known = ChatRequest.model_fields if len(fault["loc"]) == 1 else ()
         message = f"unrecognized request argument {name!a}{did_you_mean(name, known)}"
         return ApiError(400, message, param=place, code="unknown_parameter")
+    if fault["type"] == "union_tag_invalid":  # pydantic's own words would quote what was sent
+        name, expected = fault["ctx"]["discriminator"], fault["ctx"]["expected_tags"]
+        return ApiError(400, f"{place}: {name} must be one of {expected}", param=place)
     return ApiError(400, f"{place or 'the body'}: {fault['msg'][:200]}", param=place or None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from paddle_llava.errors import LlavaError
@@ -41,8 +42,8 @@ class ServingLimits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("allow_private", "max_queue") and not value > 0:
-                raise LlavaError(f"{field.name} must be greater than 0, found {value}")
+            if field.name not in ("allow_private", "max_queue") and not 0 < value < math.inf:
+                raise LlavaError(f"{field.name} must be greater than 0 and finite, found {value}")
         if self.max_queue < 0:
             raise LlavaError(f"max_queue must be 0 or greater, found {self.max_queue}")
 

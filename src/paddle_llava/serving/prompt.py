@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,24 +19,26 @@ from paddle_llava.serving.schema import AssistantMessage, ChatMessage, SystemMes
 _SALT = secrets.token_bytes(32)
 
 
+Pixels = tuple[np.ndarray, np.ndarray]  # as `LlavaProcessor.prepare_images` gives them
+
+
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture; `key` is the same for the same pixels, and cannot be foreseen from outside."""
+    """What the model is shown of a picture of `size` (height, width): its `features` if they are known, else its
+    `pixels`. `key` is as `picture_key` says."""
 
-    image: Image.Image
+    size: tuple[int, int]
     key: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)"""
-        return self.image.height, self.image.width
+    pixels: Pixels | None
+    features: Any | None
 
 
-def picture(image: Image.Image) -> Picture:
+def picture_key(image: Image.Image) -> int:
+    """The same for the same pixels, and not to be foreseen from outside."""
     digest = hashlib.blake2b(np.array(image.size, np.int64).tobytes(), digest_size=8, key=_SALT)
     digest.update(image.tobytes())
     # Negative: a prompt's keys are its token ids, and these in the place of image tokens.
-    return Picture(image, -1 - (int.from_bytes(digest.digest(), "little") >> 1))
+    return -1 - (int.from_bytes(digest.digest(), "little") >> 1)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ from paddle_llava.serving.feature_cache import FeatureCache
 from paddle_llava.serving.limits import ServingLimits
 from paddle_llava.serving.metrics import Metrics
 from paddle_llava.serving.prefix_cache import Held, PrefixCache
-from paddle_llava.serving.prompt import Prompt
-
-Pixels = tuple[np.ndarray, np.ndarray]
+from paddle_llava.serving.prompt import Pixels, Prompt
 
 
 @dataclass(eq=False)
@@ -259,7 +257,12 @@ class Scheduler:
             row = without_image_token(row[None], self.engine.config.image_token_id)[0]
             if not job.answer.token_ids:
                 self.metrics.first_token(time.monotonic() - job.arrived)
-            piece = job.answer.draw(row)
+            try:
+                piece = job.answer.draw(row)
+            except Exception as error:
+                self.metrics.fault(error)
+                self._end(job, server_fault(), keep=False)
+                continue
             self.metrics.tokens.inc()
             job.next_token = job.answer.token_ids[-1] if job.answer.token_ids else None
             if piece.finish_reason:

@@ -6,7 +6,9 @@ import time
 import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
+
+from paddle_llava.generation.sampling import LOWEST
 
 Text = Annotated[str, Field(max_length=2_000_000)]
 Nothing = Annotated[None, Field(description="Not supported; may be null.")]
@@ -63,7 +65,7 @@ ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(di
 
 
 class StreamOptions(Strict):
-    include_usage: bool = False
+    include_usage: bool | None = False
     include_obfuscation: bool | None = None
 
 
@@ -76,7 +78,7 @@ class ChatRequest(Strict):
     trained, unless they stand between texts."""
 
     model: str | None = Field(None, description="As `/v1/models` says; may be left out.")
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, le=2**31)
@@ -84,7 +86,7 @@ class ChatRequest(Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=2**31, description="Not OpenAI's: draw from this many tokens; 0: all.")
-    repetition_penalty: float | None = Field(None, gt=0, le=10, description="Not OpenAI's; 1 has no effect.")
+    repetition_penalty: float | None = Field(None, ge=LOWEST, le=10, description="Not OpenAI's; 1 has no effect.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: (
         Annotated[str, Field(min_length=1, max_length=256)]
@@ -99,7 +101,7 @@ class ChatRequest(Strict):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     response_format: TextFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     # Accepted, without effect here: they tell OpenAI's service how to bill, store and route.
     user: str | None = None
     store: bool | None = None

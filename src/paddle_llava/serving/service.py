@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from PIL import Image
 
 from paddle_llava.errors import LlavaError
 from paddle_llava.generation.batch import BatchEngine
@@ -19,8 +20,8 @@ from paddle_llava.serving.errors import ApiError, out_of_time
 from paddle_llava.serving.intake import Intake
 from paddle_llava.serving.limits import ServingLimits
 from paddle_llava.serving.metrics import Metrics
-from paddle_llava.serving.prompt import Picture, Prompt, build_prompt, text_length
-from paddle_llava.serving.scheduler import Job, Pixels, Scheduler
+from paddle_llava.serving.prompt import Picture, Prompt, build_prompt, picture_key, text_length
+from paddle_llava.serving.scheduler import Job, Scheduler
 from paddle_llava.serving.schema import ChatRequest
 
 QUIET_SECONDS = 15.0
@@ -47,7 +48,7 @@ class Service:
         self.context = processor.config.text.max_position_embeddings
         self.defaults = SamplingParams(temperature=temperature)  # which checks it
         self.metrics = Metrics()
-        self.intake = Intake(limits)
+        self.intake = Intake(limits, self._picture)
         self.scheduler = Scheduler(engine, limits, self.metrics, self._wake)
         needed = self.scheduler.prefixes.size(self.context)
         if needed > limits.cache_bytes:
@@ -98,6 +99,13 @@ class Service:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._preparers, self._job, request, pictures, arrived)
 
+    def _picture(self, image: Image.Image) -> Picture:
+        key, size = picture_key(image), (image.height, image.width)
+        if (features := self.scheduler.features.get(key)) is not None:
+            return Picture(size, key, None, features)
+        pixels = self.processor.prepare_images([image])
+        return Picture(size, key, (pixels["pixel_values"], np.asarray(pixels["image_sizes"])), None)
+
     def _job(self, request: ChatRequest, pictures: list[Picture], arrived: float) -> Job:
         letters = sum(map(text_length, request.messages))
         if letters > self.context * self.processor.tokenizer.longest_piece:
@@ -113,11 +121,10 @@ class Service:
             message = f"the messages take {len(prompt.ids)} tokens, and the model holds {self.context} with the answer"
             raise ApiError(400, message, param="messages", code="context_length_exceeded")
         params = self._params(request, room)
-        features = [self.scheduler.features.get(picture.key) for picture in pictures]
         return Job(
             prompt,
-            [None if known is not None else self._pixels(p) for p, known in zip(pictures, features, strict=True)],
-            features,
+            [picture.pixels for picture in pictures],
+            [picture.features for picture in pictures],
             self._answer(request, params, prompt),
             reserved=len(prompt.ids) + params.max_new_tokens,
             deadline=arrived + self.limits.request_time,
@@ -141,10 +148,6 @@ class Service:
         stops = (*params.stop, *self.processor.template.stop_strings)
         top = (request.top_logprobs or 0) if request.logprobs else None
         return Answer(self.processor.tokenizer, params, prompt.ids, self._stop_ids, stops, top)
-
-    def _pixels(self, picture: Picture) -> Pixels:
-        pixels = self.processor.prepare_images([picture.image])
-        return pixels["pixel_values"], np.asarray(pixels["image_sizes"])
 
     async def pieces(self, job: Job) -> AsyncGenerator[Piece, None]:
         """What has come since the last look, as one piece, again and again; an empty one after QUIET_SECONDS without.

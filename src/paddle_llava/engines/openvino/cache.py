@@ -44,8 +44,9 @@ def cache_folder() -> Path:
 
 
 def _key(pretrained: Pretrained, formats: Formats, lora_path: str | None) -> str:
-    """Of what the graphs are made of: the files' places, sizes and times, which a change of weights changes."""
-    files = [pretrained.folder / "config.json", *weight_files(pretrained.folder)]
+    """Of what the folder is made of, tokenizer and preprocessor too: the files' places, sizes and times."""
+    settings = [path for name in hub.CHECKPOINT_FILES if (path := pretrained.folder / name).is_file()]
+    files = [*settings, *weight_files(pretrained.folder)]
     with pretrained.open_weights() as checkpoint:
         if not checkpoint.carries_vision_tower and pretrained.config.vision_tower_name:
             files += weight_files(hub.tower_folder(pretrained.config.vision_tower_name))

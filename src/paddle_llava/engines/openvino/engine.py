@@ -42,6 +42,7 @@ class OpenVINOEngine:
         self._request.reset_state()
         self._slots = np.zeros(0, np.int64)  # of the positions held, where in the cache each is
         self._mask = np.zeros((1, 0), np.int64)  # [batch, slots], 0 where padding or something forgotten is
+        self._broken_off = False  # whether Ctrl-C ended a change of the cache, which may have more slots than the mask
 
     def prefill(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """Run the tokens `inputs["input_ids"]` [batch, length] after those held; logits of the last position.
@@ -85,12 +86,16 @@ class OpenVINOEngine:
         self._mask = self._mask[list(rows)]
 
     def _compact(self) -> None:
+        # Broken off in its middle it leaves nothing that is of use.
+        slots, self._slots, self._broken_off = self._slots, self._slots[:0], True
         for state in self._request.query_state():
-            state.state = Tensor(np.ascontiguousarray(state.state.data[:, :, self._slots]))
-        self._mask = np.ascontiguousarray(self._mask[:, self._slots])
-        self._slots = np.arange(self.length)
+            state.state = Tensor(np.ascontiguousarray(state.state.data[:, :, slots]))
+        mask = np.ascontiguousarray(self._mask[:, slots])
+        self._slots, self._mask, self._broken_off = np.arange(len(slots)), mask, False
 
     def _run(self, embeds: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        if self._broken_off:
+            self._hide_the_unknown()
         batch, length, _ = embeds.shape
         before = self._mask if self._mask.shape[1] else np.zeros((batch, 0), np.int64)
         visible = np.concatenate([before, mask], axis=1)
@@ -102,10 +107,19 @@ class OpenVINOEngine:
             "position_ids": np.ascontiguousarray(positions),
             "beam_idx": np.arange(batch, dtype=np.int32),
         }
+        slots = np.append(self._slots, np.arange(before.shape[1], visible.shape[1]))
+        self._broken_off = True  # Ctrl-C is heard when OpenVINO returns, and its cache has grown by then
         logits = _first(self._request.infer(inputs))[:, -1]
-        self._slots = np.append(self._slots, np.arange(self._mask.shape[1], visible.shape[1]))
-        self._mask = visible
+        self._slots, self._mask, self._broken_off = slots, visible, False
         return logits
+
+    def _hide_the_unknown(self) -> None:
+        if not self.length:
+            self.reset()  # the next run may have another batch size
+            return
+        grown = self._request.query_state()[0].state.shape[2] - self._mask.shape[1]
+        self._mask = np.pad(self._mask, [(0, 0), (0, grown)])
+        self._broken_off = False
 
 
 def _first(outputs: Mapping[Any, np.ndarray]) -> np.ndarray:

@@ -49,7 +49,9 @@ def export(
     `lora_path` is merged. Everything is written beside `target`, which is there only when all of it is. Raises
     `LlavaError`.
     """
-    target = Path(target).expanduser()
+    target = Path(target).expanduser().resolve()
+    if target == Path.cwd():
+        raise LlavaError(f"{target}: is the working folder, which cannot be replaced; choose another place")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LlavaError(f"{target}: already exists and is not an empty folder; choose another place")
     pretrained = find_pretrained(source)
