@@ -14,12 +14,13 @@ AMOUNT = Amount(
     tongue_steps=1,
     alignment_steps=1,
     together_steps=2,
+    rounds=2,
     pictures=100,
     pretrain_share=0.5,
     finetune_epochs=0.2,
     judged=1,
 )
-STAGES = ("base", "own", "pretrain", "taught", "finetune")
+STAGES = ("base", "own", "pretrain", "taught-1", "taught-2", "finetune")
 
 
 def changed(one: Path, other: Path) -> set[str]:
@@ -37,7 +38,7 @@ def test_every_stage(tmp_path: Path) -> None:
     assert result == tmp_path / "finetune"
     everything = {"vision_tower", "multi_modal_projector", "language_model"}
     learnt = [changed(tmp_path / one, tmp_path / other) for one, other in pairwise(STAGES)]
-    assert learnt == [everything, {"multi_modal_projector"}, everything, everything - {"vision_tower"}]
+    assert learnt == [everything, {"multi_modal_projector"}, everything, everything, everything - {"vision_tower"}]
     assert json.loads((result / "figures.json").read_text())["vqa"]["asked"] > 0
 
     times = {name: (tmp_path / name / "model.safetensors").stat().st_mtime_ns for name in STAGES}

@@ -36,13 +36,14 @@ OWN, TAUGHT, DATA = "own", "taught", "data"
 
 @dataclass(frozen=True)
 class Amount:
-    """Steps of eye, tongue, projector and all together; pictures drawn for the recipe and epochs through them; pictures
-    judged."""
+    """Steps of eye, tongue and projector; steps and rounds of all together; pictures drawn for the recipe and epochs
+    through them; pictures judged."""
 
     eye_steps: int
     tongue_steps: int
     alignment_steps: int
     together_steps: int
+    rounds: int
     pictures: int
     pretrain_share: float
     finetune_epochs: float
@@ -53,7 +54,8 @@ FULL = Amount(
     eye_steps=9200,
     tongue_steps=5200,
     alignment_steps=3500,
-    together_steps=4000,
+    together_steps=2000,
+    rounds=2,
     pictures=8000,
     pretrain_share=0.35,
     finetune_epochs=0.5,
@@ -64,6 +66,7 @@ QUICK = Amount(
     tongue_steps=540,
     alignment_steps=200,
     together_steps=30,
+    rounds=1,
     pictures=1500,
     pretrain_share=0.3,
     finetune_epochs=0.4,
@@ -82,7 +85,7 @@ def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amoun
     """
     amount = amount or (QUICK if quick else FULL)
     output_dir.mkdir(parents=True, exist_ok=True)
-    own, taught, data = output_dir / OWN, output_dir / TAUGHT, output_dir / DATA
+    own, data = output_dir / OWN, output_dir / DATA
     if not (own / "config.json").is_file():
         say("eye and tongue learn, each by itself, on half of the processor")
         learn_apart(output_dir, amount, say)
@@ -97,10 +100,12 @@ def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amoun
     say(f"{amount.pictures:,} pictures for the recipe")
     with progress_bar("drawing") as bar:
         write_dataset(data, amount.pictures, progress=bar)
-    pretrained = stage(output_dir, "pretrain", own, amount.pretrain_share, say)
-    if not (taught / "config.json").is_file():
-        say("eye, projector and tongue learn together, in two processes")
-        learn_on(output_dir, pretrained, taught, amount, say)
+    taught = stage(output_dir, "pretrain", own, amount.pretrain_share, say)
+    for number in range(1, amount.rounds + 1):
+        before, taught = taught, output_dir / f"{TAUGHT}-{number}"
+        if not (taught / "config.json").is_file():
+            say(f"eye, projector and tongue learn together, in two processes, round {number} of {amount.rounds}")
+            learn_on(output_dir, before, taught, number, amount, say)
     result = stage(output_dir, "finetune", taught, amount.finetune_epochs, say)
     judge(result, amount.judged, say)
     return result
@@ -124,14 +129,15 @@ def learn_apart(output_dir: Path, amount: Amount, say: Say) -> None:
     follow(children, pipes, say)
 
 
-def learn_on(output_dir: Path, start: Path, result: Path, amount: Amount, say: Say) -> None:
-    """All parts together in two processes, from the checkpoint `start`. Raises `LlavaError` when one fails or is
-    stopped."""
+def learn_on(output_dir: Path, start: Path, result: Path, number: int, amount: Amount, say: Say) -> None:
+    """All parts together in two processes, from the checkpoint `start`, in round `number`, which has a learning rate
+    that falls to nothing and pictures of its own. Raises `LlavaError` when one fails or is stopped."""
+    folder = output_dir / f"together-{number}"
     pipe, their_pipe = get_context("spawn").Pipe(duplex=False)
     telling = Telling("together", their_pipe)
     with half_the_threads():
         run = paddle.distributed.spawn(
-            _learn_on, (output_dir / "together", start, result, amount, telling), nprocs=2, join=False, backend="gloo"
+            _learn_on, (folder, start, result, number, amount, telling), nprocs=2, join=False, backend="gloo"
         )
     their_pipe.close()
     for child in run.processes:
@@ -151,11 +157,11 @@ def _learn(part: str, output_dir: Path, amount: Amount, telling: Telling) -> Non
         raise SystemExit(1)
 
 
-def _learn_on(folder: Path, start: Path, result: Path, amount: Amount, telling: Telling) -> None:
+def _learn_on(folder: Path, start: Path, result: Path, number: int, amount: Amount, telling: Telling) -> None:
     """In each of the processes that learn together; the first one tells of it."""
     speaks = paddle.distributed.get_rank() == 0
     told: Any = {"say": telling.say, "progress": telling.progress} if speaks else {"say": lambda line: None}
-    if not learn_together(folder, start, result, steps=amount.together_steps, **TOGETHER, **told):
+    if not learn_together(folder, start, result, seed=number, steps=amount.together_steps, **TOGETHER, **told):
         raise SystemExit(1)
 
 
