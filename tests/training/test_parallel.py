@@ -287,13 +287,24 @@ def test_what_paddle_is_asked_to_share_out(stage: str, demo_checkpoint: Path, mo
 def test_stages_2_and_3_are_one_process_with_the_doubled_batch(run: Runner) -> None:
     """As Paddle has them, over a CPU that passes for another device; stage 3 goes on from a checkpoint of its own.
 
-    The seed gives each step a picture on one side only.
+    The seed gives each step a picture on one side only. A bad record ends stage 3 after that, and what it learnt is
+    kept.
     """
     changes = {"max_steps": 3, "seed": 6, "weight_decay": 0.1, "mm_projector_lr": 5e-4, "max_grad_norm": 0.5}
     program = str(Path(__file__).with_name("like_a_device.py"))
-    two, three = (settings(run, stage, **changes, sharding=stage) for stage in ("stage2", "stage3"))
+    records, late = json.loads(run.data.read_text()), run.data.with_name("late.json")
+    mixture = Mixture.from_entries([{"data_files": str(run.data)}], TEMPLATES["vicuna_v1"])
+    last = mixture.epoch_order(changes["seed"], 0)[-1]
+    records[last] = {"conversations": []}
+    late.write_text(json.dumps(records))
+    two = settings(run, "stage2", **changes, sharding="stage2")
+    three = settings(run, "stage3", late, **changes | {"max_steps": 4}, sharding="stage3")
     with launched(two, program) as first, launched(three, program) as second:
-        assert [first.wait(300), second.wait(300)] == [0, 0], all_said(two, three)
+        assert first.wait(300) == 0, all_said(two)
+        assert second.wait(300) != 0
+    assert f"record {last + 1}: " in logs(three)[1]
+    assert "stopped after step 3; run the same command again to go on after step 3" in logs(three)[0]
+    assert checkpoints(three.parent / "out") == [2, 3]
     one = run("one", **{**STEPS, **ONE, **changes})
     for each in (two, three):
         assert losses(each.parent / "out") == pytest.approx(losses(one), abs=2e-6)

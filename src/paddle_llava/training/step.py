@@ -139,11 +139,15 @@ class Stepper:
         return norm
 
     def is_sound(self) -> bool:
-        """Whether what learns are numbers still, in all processes."""
-        return not self.world.any(not self._is_sound())
+        """Whether what learns are numbers still, in all processes; all of them must ask."""
+        if self.group is not None:
+            self.group.gather_parameters()
+        return not self.world.any(not self._is_sound_here())
 
-    def _is_sound(self) -> bool:
-        return all(bool(paddle.isfinite(parameter).all()) for parameter in self.parameters.values())
+    def _is_sound_here(self) -> bool:
+        # Stage 3 of sharding frees some between the calls that need them.
+        held = [parameter for parameter in self.parameters.values() if parameter._is_initialized()]
+        return all(bool(paddle.isfinite(parameter).all()) for parameter in held)
 
     def _loss(self, batch: Batch) -> paddle.Tensor:
         if self.group is None:
@@ -156,7 +160,7 @@ class Stepper:
         if not lost:
             return
         records = ", ".join(map(_records, lost))
-        if not self._is_sound():
+        if not self._is_sound_here():
             raise LlavaError(
                 f"step {step}: the weights are no longer numbers, the training has diverged; "
                 "lower learning_rate and go on from an earlier checkpoint"
