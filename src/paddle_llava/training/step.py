@@ -145,9 +145,8 @@ class Stepper:
         return not self.world.any(not self._is_sound_here())
 
     def _is_sound_here(self) -> bool:
-        held = [
-            parameter for parameter in self.parameters.values() if parameter._is_initialized()
-        ]  # stage 3 frees some
+        # Stage 3 of sharding frees some between the calls that need them.
+        held = [parameter for parameter in self.parameters.values() if parameter._is_initialized()]
         return all(bool(paddle.isfinite(parameter).all()) for parameter in held)
 
     def _loss(self, batch: Batch) -> paddle.Tensor:
