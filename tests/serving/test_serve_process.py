@@ -186,7 +186,7 @@ def test_mistakes_on_the_command_line(
 def test_a_missing_package_is_told_with_the_remedy(
     demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "paddle_llava.serving.server")
+    monkeypatch.delitem(sys.modules, "paddle_llava.serving.server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", "--model-path", str(demo_checkpoint)]) == 2
     said = capsys.readouterr().err
