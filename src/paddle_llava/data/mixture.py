@@ -134,8 +134,6 @@ def matching_files(pattern: str, where: str) -> list[Path]:
 
 
 def _template(name: str, where: str) -> Template:
-    return (
-        read_template(Path(os.path.expanduser(name)))
-        if name.endswith(".json") or "/" in name
-        else named_template(name, where)
-    )
+    if name.endswith(".json") or "/" in name:
+        return read_template(Path(os.path.expanduser(name)))
+    return named_template(name, where)
