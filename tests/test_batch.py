@@ -193,8 +193,11 @@ def test_answers_to_something_else_are_not_taken_up(session: ChatSession, write:
     answered(session, write(QUESTIONS))
     source = write(QUESTIONS[1:])
     out = source.with_name("out-4.jsonl")
-    with pytest.raises(LlavaError, match="record 2 was another question"):
+    with pytest.raises(LlavaError, match="record 1 was another one"):
         Batch(source, out, "demo")
+    same_words = [QUESTIONS[0] | {"image": "b.jpg"}, *QUESTIONS[1:]]
+    with pytest.raises(LlavaError, match="record 1 was another one"):
+        Batch(write(same_words), out, "demo")
     source = write(QUESTIONS)
     with pytest.raises(LlavaError, match="holds answers of 'demo'"):
         Batch(source, out, "another")

@@ -6,6 +6,7 @@ they are put in the order of the questions, and into `OUT` at once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -54,18 +55,24 @@ class Batch:
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:  # the last may be unfinished
             try:
                 entry = json.loads(line)
-                number, model, prompt = entry["record"], entry["model"], entry.get("prompt")
+                number, model, answered = entry["record"], entry["model"], "error" not in entry
             except (ValueError, TypeError, KeyError, RecursionError):
                 raise LlavaError(f"{path}: not written by llava chat --batch; give another --out") from None
             if model != self.model:
                 raise LlavaError(f"{path}: it holds answers of {model!r}; give another --out, or remove the file")
-            if prompt is not None and prompt != self._prompt(number):
-                raise LlavaError(f"{path}: record {number} was another question then; remove the file to start anew")
+            if answered and (entry.get("digest"), entry.get("prompt")) != (self._digest(number), self._prompt(number)):
+                raise LlavaError(f"{path}: record {number} was another one then; remove the file to start anew")
             self._keep(entry, line)
 
     def _prompt(self, number: int) -> str | None:
         with suppress(LlavaError, IndexError):
             return self._question(number, 1).prompt
+        return None
+
+    def _digest(self, number: int) -> str | None:
+        """Of a record as it stands in the file, whose pictures or earlier turns may differ under the same prompt."""
+        with suppress(IndexError):
+            return hashlib.sha256(self.records.raw(number - 1)).hexdigest()[:16]
         return None
 
     def _keep(self, entry: Entry, line: str) -> None:
@@ -130,7 +137,7 @@ class Batch:
             own = json.loads(self.records.raw(number - 1))
             if isinstance(own, dict) and isinstance(own.get("id"), (str, int)):
                 head["id"] = own["id"]
-        return {**head, "model": self.model, **said}
+        return {**head, "digest": self._digest(number), "model": self.model, **said}
 
     def _put_in_order(self) -> None:
         whole = self.out.with_name(self.out.name + ".tmp")

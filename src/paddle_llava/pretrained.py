@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from paddle_llava import hub
+from paddle_llava.checkpoints.folder import weight_files
 from paddle_llava.checkpoints.read import Checkpoint, open_checkpoint
 from paddle_llava.config import LlavaConfig, separate_tower
 from paddle_llava.errors import LlavaError
@@ -35,6 +39,19 @@ class Pretrained:
         """
         return open_checkpoint(self.folder, self.config, tower=self._tower)
 
+    def files(self, lora_path: str | None = None) -> list[Path]:
+        """All that a model is made of: settings, tokenizer, weights or OpenVINO graphs, separate tower, adapter."""
+        files = [path for name in hub.CHECKPOINT_FILES if (path := self.folder / name).is_file()]
+        if graphs := sorted(self.folder.glob("openvino_*")):
+            return files + graphs
+        files += weight_files(self.folder)
+        with self.open_weights() as checkpoint:
+            if not checkpoint.carries_vision_tower and self.config.vision_tower_name:
+                files += weight_files(hub.tower_folder(self.config.vision_tower_name))
+        if lora_path is not None:
+            files += sorted(path for path in Path(lora_path).expanduser().glob("adapter_*") if path.is_file())
+        return files
+
     def _tower(self) -> Path:
         name = self.config.vision_tower_name
         if name is None:
@@ -60,6 +77,12 @@ def find_pretrained(name_or_path: str | Path) -> Pretrained:
         config, read_json(settings) if settings else None, where=str(settings or folder)
     )
     return Pretrained(folder, raw, replace(config, image_aspect_ratio=images.image_aspect_ratio), images)
+
+
+def state_of(files: Iterable[Path]) -> str:
+    """16 digits that are others when any of `files` is another one or was written anew: by place, size and time."""
+    states = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:16]
 
 
 def image_settings(folder: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,18 @@ def test_from_files_to_figures(
     # With other settings it would not be the same run.
     assert main(command(demo_checkpoint, pope_folder, "--limit", "3")) == 2
     assert "it holds a run with questions '12', not '3'" in capsys.readouterr().err
+
+
+def test_answers_of_a_model_are_not_taken_for_those_of_its_next_training(
+    demo_checkpoint: Path, pope_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(demo_checkpoint, model)
+    assert main(command(model, pope_folder, "--limit", "1")) == 0
+    shutil.copy(model / "model.safetensors", model / "new")
+    os.replace(model / "new", model / "model.safetensors")
+    assert main(command(model, pope_folder, "--limit", "1")) == 2
+    assert "of the model as it was before its files changed" in capsys.readouterr().err
 
 
 def test_shards_and_merge(

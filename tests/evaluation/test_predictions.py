@@ -95,10 +95,13 @@ def test_another_runs_file_is_not_written_over(run: Run, questions: list[Questio
     ):
         with pytest.raises(LlavaError, match=rf"it holds a run with {told}"):
             PredictionLog(path, other)
-    asked = [replace(questions[0], prompt="Is it another question?")]
+    with pytest.raises(LlavaError, match="of the model as it was before its files changed"):
+        PredictionLog(path, replace(run, checkpoint="another"))
     answerer: Any = StoppingAnswerer(None, 0)  # type: ignore[arg-type]
-    with PredictionLog(path, run) as log, pytest.raises(LlavaError, match="question adversarial/0 was another one"):
-        ask(answerer, asked, log)
+    for other in ({"prompt": "Is it another question?"}, {"images": ("elsewhere/red.png",)}):
+        asked = [replace(questions[0], **other)]
+        with PredictionLog(path, run) as log, pytest.raises(LlavaError, match="question adversarial/0 was another one"):
+            ask(answerer, asked, log)
 
 
 def test_predictions_come_back_as_they_were(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def evaluate(
     from paddle_llava.console import importing_paddle, note, progress_bar
     from paddle_llava.errors import LlavaError
     from paddle_llava.generation.sampling import SamplingParams
+    from paddle_llava.pretrained import find_pretrained, state_of
 
     task = context.command.name or ""
     if model_path is None:
@@ -88,7 +89,8 @@ def evaluate(
         "dtype": session.engine.config.dtype,
         "lora_path": lora_path,
     }
-    run = Run(task, model_path, len(questions), settings, place)
+    checkpoint = state_of(find_pretrained(model_path).files(lora_path))
+    run = Run(task, model_path, len(questions), settings, place, checkpoint)
     folder = output_dir or Path("eval", task, os.path.basename(os.path.abspath(model_path)))
     name = PREDICTIONS if shard is None else f"predictions-{place[0]}-of-{place[1]}.jsonl"
     answerer = Answerer(session.engine, session.processor, batch_size=batch_size, template=session.template)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ class Run:
     """What a run's answers depend on, and how many there will be.
 
     `settings` are those that can change an answer (template, dtype, ...); `shard` is (i, n), 1 to n, of all questions.
+    `checkpoint` is the `pretrained.state_of` the model's files. Shards may differ in it: each machine has its own copy.
     """
 
     task: str
@@ -31,6 +32,7 @@ class Run:
     questions: int
     settings: dict[str, Any] = field(default_factory=dict)
     shard: tuple[int, int] = (1, 1)
+    checkpoint: str = ""
 
 
 class PredictionLog:
@@ -123,7 +125,7 @@ def merge_predictions(paths: Sequence[Path]) -> tuple[Run, list[Prediction]]:
     predictions = [prediction for _, _, some in parts for prediction in some]
     if len({prediction.id for prediction in predictions}) < len(predictions):
         raise LlavaError(f"{first_path}: the shards hold some question twice; were they cut from the same --data?")
-    return Run(first.task, first.model, len(predictions), first.settings), predictions
+    return replace(first, questions=len(predictions), shard=(1, 1)), predictions
 
 
 def write_predictions(path: Path, run: Run, predictions: Iterable[Prediction]) -> None:
@@ -160,6 +162,8 @@ def _difference(one: Run, other: Run) -> str:
         if name == "settings" and there != asked:
             name = next(key for key in {**there, **asked} if there.get(key) != asked.get(key))
             there, asked = there.get(name), asked.get(name)
+        if name == "checkpoint" and there != asked:
+            return "it holds answers of the model as it was before its files changed"
         if there != asked:
             return f"it holds a run with {name} {str(there)[:80]!r}, not {str(asked)[:80]!r}"
     return "it holds another run"

@@ -70,7 +70,7 @@ def ask(
         before = log.done.get(question.id)
         if before is None or before.error:
             left.append(question)
-        elif (before.question.prompt, before.question.references) != (question.prompt, question.references):
+        elif not _same(before.question, question):
             raise LlavaError(f"{log.path}: question {question.id} was another one then; remove the file to start anew")
     done = len(questions) - len(left)
     if done:
@@ -83,6 +83,10 @@ def ask(
         if progress:
             progress(done, len(questions))
     return [log.done[question.id] for question in questions]
+
+
+def _same(one: Question, other: Question) -> bool:
+    return (one.prompt, one.images, one.references) == (other.prompt, other.images, other.references)
 
 
 def finish(run: Run, predictions: Sequence[Prediction], folder: Path) -> Scores:
@@ -117,7 +121,7 @@ def results(run: Run, predictions: Sequence[Prediction], scores: Scores) -> dict
 def versions() -> dict[str, str]:
     """Of what scores may depend on."""
     found = {"paddle_llava": __version__, "python": platform.python_version()}
-    for name in ("paddlepaddle", "paddlepaddle-gpu", "numpy", "Pillow", "tokenizers"):
+    for name in ("paddlepaddle", "paddlepaddle-gpu", "openvino", "numpy", "Pillow", "tokenizers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -11,13 +11,11 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 
-from paddle_llava import hub
-from paddle_llava.checkpoints.folder import weight_files
 from paddle_llava.console import note, progress_bar
 from paddle_llava.engines.openvino.export import export
 from paddle_llava.engines.openvino.formats import Formats
 from paddle_llava.errors import LlavaError
-from paddle_llava.pretrained import Pretrained
+from paddle_llava.pretrained import Pretrained, state_of
 
 VERSION = 1
 """Part of every name; counts up when the graphs or the rounding change."""
@@ -44,15 +42,8 @@ def cache_folder() -> Path:
 
 
 def _key(pretrained: Pretrained, formats: Formats, lora_path: str | None) -> str:
-    """Of what the folder is made of, tokenizer and preprocessor too: the files' places, sizes and times."""
-    settings = [path for name in hub.CHECKPOINT_FILES if (path := pretrained.folder / name).is_file()]
-    files = [*settings, *weight_files(pretrained.folder)]
-    with pretrained.open_weights() as checkpoint:
-        if not checkpoint.carries_vision_tower and pretrained.config.vision_tower_name:
-            files += weight_files(hub.tower_folder(pretrained.config.vision_tower_name))
-    if lora_path is not None:
-        files += sorted(path for path in Path(lora_path).expanduser().glob("adapter_*") if path.is_file())
-    sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    """Of what the folder is made of, tokenizer and preprocessor too."""
+    sources = state_of(pretrained.files(lora_path))
     digest = hashlib.sha256(json.dumps([VERSION, astuple(formats), sources]).encode()).hexdigest()
     return f"{formats.weights}-{digest[:16]}"
 
