@@ -129,6 +129,37 @@ def test_custom_asks_every_turn_after_the_ones_before_it(write: Write) -> None:
     assert scores.groups["Reference"] == {"box": 100.0, "text": 50.0}
 
 
+BOX, FAR = "0.10, 0.10, 0.50, 0.50", "0.60, 0.60, 0.90, 0.90"
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "is_right"),
+    [
+        ("红色，很大。", "红色,很大", True),
+        ("红色！", "红色", True),
+        ("红色", "蓝色", False),
+        (BOX, "It is at [0.10, 0.10, 0.50, 0.45].", True),
+        ("<box>(100,100),(500,500)</box>", BOX, True),
+        (BOX, FAR, False),
+        (f"{BOX}\n{FAR}", BOX, False),
+        (f"{BOX}\n{FAR}", f"{BOX}\n{FAR}", True),
+        (f"Two buses: [{BOX}] and [{FAR}].", f"Two buses: [{BOX}] and [0.60, 0.60, 0.90, 0.88]", True),
+        (f"A red bus [{BOX}]", f"A blue bus [{BOX}]", False),
+        ("3 buses", BOX, False),
+    ],
+)
+def test_what_custom_takes_for_right(write: Write, reference: str, answer: str, is_right: bool) -> None:
+    record = {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": reference}]}
+    questions = read("custom", write("own.json", [record]))
+    assert score("custom", questions, answer).per_sample == {"own/1/1": float(is_right)}
+
+
+def test_chinese_characters_after_digits_are_words_of_their_own(write: Write) -> None:
+    record = {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "3辆红车"}]}
+    questions = read("custom", write("own.json", [record]))
+    assert 0 < score("custom", questions, "3辆蓝车").figures["rouge_l"] < 100
+
+
 def test_custom_refuses_pictures_amid_the_text(write: Write) -> None:
     record = {"images": ["a.jpg", "b.jpg"], "conversations": [["left: <image> right: <image>", "Both."]]}
     with pytest.raises(LlavaError, match=r"record 1 .*pictures must come before the first question"):

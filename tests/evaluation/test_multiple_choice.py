@@ -20,6 +20,8 @@ from benchmark_files import (
 from PIL import Image
 
 from paddle_llava.errors import LlavaError
+from paddle_llava.evaluation.published import published_score
+from paddle_llava.evaluation.significance import figure_intervals
 
 
 def test_scienceqa(write: Write) -> None:
@@ -71,7 +73,18 @@ def test_mmbench_takes_the_rounds_of_the_file(write: Write) -> None:
 def test_mmbench_in_chinese_is_asked_in_chinese(write: Write) -> None:
     path = mmbench_file(write, mmbench_row(1, ["红", "蓝"], "B", picture_in_base64("red")))
     chinese = path.rename(path.with_name("mmbench_dev_cn_20231003.tsv"))
-    assert read("mmbench", chinese)[0].prompt.endswith("B. 蓝\n请直接回答选项字母。")
+    questions = read("mmbench", chinese)
+    assert questions[0].prompt.endswith("B. 蓝\n请直接回答选项字母。")
+    scores = score("mmbench", questions, "B", "A")
+    assert scores.published_as is not None
+    assert published_score(scores.published_as, "llava-hf/llava-1.5-7b-hf") == ("llava-1.5-7b", 58.3)
+
+
+def test_a_part_of_mmbench_without_a_whole_question_has_no_intervals(write: Write) -> None:
+    path = mmbench_file(write, mmbench_row(1, ["red", "blue"], "B", picture_in_base64("red")))
+    scores = score("mmbench", read("mmbench", path)[:1], "B")
+    assert published_score(scores.published_as or "", "llava-hf/llava-1.5-7b-hf") == ("llava-1.5-7b", 64.3)
+    assert figure_intervals(scores) == {}
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Scores:
 
     `strata` tell where a figure that is not the mean of `per_sample` is from, for its interval: it is the sum of its
     strata's fractions, and that of nothing is 0. `right_from` is the score of a question that counts as right in the
-    report.
+    report. `published_as` is the name of the published score where that of the task is of other questions.
     """
 
     headline: str
@@ -74,3 +74,4 @@ class Scores:
     notes: tuple[str, ...] = ()
     strata: Mapping[str, Sequence[Stratum]] = field(default_factory=dict)
     right_from: float = 0.5
+    published_as: str | None = None

@@ -45,7 +45,7 @@ def render_report(run: Run, scores: Scores, predictions: Sequence[Prediction]) -
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     name = TASKS[run.task].title
     title = escape(f"{name[:1].upper()}{name[1:]}: {run.model}")
-    published = published_score(run.task, run.model)
+    published = published_score(scores.published_as or run.task, run.model)
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',

@@ -100,7 +100,7 @@ def finish(run: Run, predictions: Sequence[Prediction], folder: Path) -> Scores:
 def results(run: Run, predictions: Sequence[Prediction], scores: Scores) -> dict[str, Any]:
     """What `results.json` holds."""
     failed = [prediction for prediction in predictions if prediction.error]
-    published = published_score(run.task, run.model)
+    published = published_score(scores.published_as or run.task, run.model)
     return {
         "task": run.task,
         "model": run.model,

@@ -21,7 +21,9 @@ from paddle_llava.processing.boxes import box_iou, find_boxes
 from paddle_llava.processing.conversation import IMAGE, Message
 
 LONGEST_ANSWER = 512
-_WORDS = re.compile(r"[\u3400-\u9fff]|\w+")
+_WORDS = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
+_NUMBER_OR_TAG = re.compile(r"\d[\d.]*%?|<[^<>]*>|<?\|[^|]*\|>?")
+_CHINESE_SIGNS = str.maketrans("，。！？；：、（）“”‘’", ",.!?;:,()\"\"''")
 
 
 def read(data: Data) -> list[Question]:
@@ -70,8 +72,9 @@ def _text(message: Message, images: int, sample: Sample) -> str:
 def score(predictions: Sequence[Prediction]) -> Scores:
     """`exact`, the share of answers that are the reference, and `rouge_l`, how much of the words they share; percent.
 
-    Case, punctuation and articles are dropped before comparing. Where the reference is a box, an IoU of at least 0.5 is
-    right. A failed question counts as an empty answer.
+    Case, punctuation (the Chinese too) and articles are dropped before comparing. Where the reference names boxes, a
+    right answer names as many, each with an IoU of at least 0.5 to that in its place, and the same words beside them,
+    if there are any. A failed question counts as an empty answer.
     """
     each = {it.id: float(_is_right(it.answer, it.question.references[0])) for it in predictions}
     shared = rouge_l(
@@ -83,10 +86,21 @@ def score(predictions: Sequence[Prediction]) -> Scores:
 
 
 def _is_right(answer: str, reference: str) -> bool:
-    if truth := find_boxes(reference):
-        found = find_boxes(answer)
-        return bool(found) and box_iou(found[0], truth[0]) >= THRESHOLD
-    return normalise_answer(answer).rstrip("。") == normalise_answer(reference).rstrip("。")
+    found, truth = find_boxes(answer), find_boxes(reference)
+    if not truth:
+        return _plain(answer) == _plain(reference)
+    if len(found) != len(truth) or any(box_iou(*pair) < THRESHOLD for pair in zip(found, truth, strict=True)):
+        return False
+    words = _beside_boxes(reference)
+    return not words or _beside_boxes(answer) == words
+
+
+def _beside_boxes(text: str) -> str:
+    return _plain(_NUMBER_OR_TAG.sub(" ", text))
+
+
+def _plain(text: str) -> str:
+    return normalise_answer(text.translate(_CHINESE_SIGNS))
 
 
 def _words(text: str) -> str:

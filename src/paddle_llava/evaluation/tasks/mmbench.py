@@ -126,7 +126,13 @@ def score(predictions: Sequence[Prediction]) -> Scores:
     }
     left = len(asked) - len(whole)
     notes = (f"{left} questions were not asked in all their rounds and are not counted",) if left else ()
-    return Scores("circular", figures, each, groups, notes, strata)
+    return Scores("circular", figures, each, groups, notes, strata, published_as=_published_as(predictions))
+
+
+def _published_as(predictions: Sequence[Prediction]) -> str | None:
+    """Which of the published scores is of these questions: the Chinese ones have one of their own, a mixture none."""
+    chinese = {it.question.prompt.endswith(CHINESE) for it in predictions}
+    return {(False,): "mmbench", (True,): "mmbench_cn"}.get(tuple(chinese), "mixed")
 
 
 def _is_right(prediction: Prediction) -> bool:
