@@ -310,6 +310,7 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "exporting without a place": (lambda w: ["export", "--model-path", str(w.sound)], "--out"),
     "exporting to a format nobody has": (lambda w: w.export("--to", "onnx"), "onnx"),
     "exporting to weights nobody has": (lambda w: w.export("--weights", "int2"), "int2"),
+    "exporting 8 bits in groups": (lambda w: w.export("--weights", "int8", "--group-size", "64"), "--weights int4"),
     "exporting to groups of seven": (lambda w: w.export("--weights", "int4", "--group-size", "7"), "7"),
     "calibrating with a file that is not there": (
         lambda w: w.export("--weights", "int4", "--calibrate", "nowhere.json"),

@@ -259,6 +259,8 @@ def export_command(
     from paddle_llava.engines.openvino.formats import Formats
 
     formats = Formats(weights, group_size)
+    if group_size is not None and weights != "int4":
+        raise LlavaError(f"--group-size is for --weights int4; {weights} has no groups")
     with progress_bar(f"exporting {model_path}") as progress:
         export(model_path, out, formats, lora_path=lora_path, calibrate=calibrate, progress=progress)
     note(f"{out} holds {model_path} with {weights} weights; llava chat --model-path {out}")

@@ -288,7 +288,7 @@ def test_a_scale_that_is_left_out(written: Path, v15: LlavaConfig) -> None:
 
 def test_folders_without_an_adapter(tmp_path: Path, written: Path, v15: LlavaConfig) -> None:
     assert "no adapter_config.json, so it is no LoRA adapter" in error_of(tmp_path, v15)
-    assert "no adapter_config.json" in error_of(tmp_path / "nowhere", v15)
+    assert "nowhere: no such folder" in error_of(tmp_path / "nowhere", v15)
     (written / WEIGHTS).unlink()
     assert "no adapter_model.safetensors" in error_of(written, v15)
     (written / SETTINGS).write_text("{")

@@ -186,3 +186,9 @@ def test_help_lists_every_task(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_line_stays_light() -> None:
     code = "import sys, paddle_llava.cli; print([n for n in ('paddle', 'numpy', 'PIL', 'rich') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "title"), [("caption", "COCO captions"), ("vqa", "VQAv2"), ("grounding", "RefCOCO")])
+def test_usual_tasks_have_short_names(name: str, title: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", name, "--model-path", "nowhere"]) == 2
+    assert f"--data is missing: {title} needs" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.training import recipe
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.log import TrainingLog
+from paddle_llava.training.result import write_result
 from training_runs import Runner, checkpoints, log, losses, weights, write_records, write_settings
 
 LLAVA = Path(sys.executable).with_name("llava")
@@ -66,6 +68,18 @@ def test_sigterm_saves_and_the_next_run_goes_on(
     assert losses(out) == losses(straight)
     assert weights(out) == weights(straight)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_after_the_last_step_lets_the_report_be_written(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_and_stop(*arguments: Any) -> None:
+        write_result(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(recipe, "write_result", write_and_stop)
+    run("late", max_steps=1, max_length=256)
+    out = run.folder / "late" / "out"
+    assert (out / "training_result.json").exists()
+    assert (out / "report.html").exists()
 
 
 def test_sigterm_before_anything_was_learnt(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,8 @@ def write_adapter(folder: Path, adapter: Adapter, config: LlavaConfig) -> None:
 
 def read_adapter(folder: Path, config: LlavaConfig) -> Adapter:
     """The adapter in `folder` for a model of `config`. Raises `LlavaError` naming the file and the key or tensor."""
+    if not folder.is_dir():
+        raise LlavaError(f"{folder}: no such folder; that of a LoRA adapter is expected")
     for name in (SETTINGS, WEIGHTS):
         if not (folder / name).is_file():
             raise LlavaError(f"{folder}: this folder has no {name}, so it is no LoRA adapter in PEFT's layout")

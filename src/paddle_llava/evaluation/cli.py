@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paddle_llava.evaluation.tasks import TASKS
+from paddle_llava.evaluation.tasks import ALIASES, TASKS
 from paddle_llava.flags import AsJson, ConvMode, Debug, Device, Dtype, EngineName, LoraPath, ModelPath, WeightFormat
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model on a benchmark.")
 
 OutputDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="For results; default: eval/TASK/MODEL.")]
+MergedDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="For results; default: where the shards are.")]
 
 
 def evaluate(
@@ -57,7 +58,8 @@ def evaluate(
     from paddle_llava.generation.sampling import SamplingParams
     from paddle_llava.pretrained import find_pretrained, state_of
 
-    task = context.command.name or ""
+    named = context.command.name or ""
+    task = ALIASES.get(named, named)
     if model_path is None:
         raise LlavaError("--model-path is missing: give a name such as llava-hf/llava-1.5-7b-hf, or a folder")
     place = _shard(shard)
@@ -110,6 +112,8 @@ def evaluate(
 
 for _name, _entry in TASKS.items():
     eval_app.command(_name, help=f"{_entry.title}: --data {_entry.data}.", short_help=_entry.title)(evaluate)
+for _name, _task in ALIASES.items():
+    eval_app.command(_name, help=f"Another name of {_task}.", short_help=f"The same as {_task}")(evaluate)
 
 
 def _shard(text: str | None) -> tuple[int, int]:
@@ -137,7 +141,7 @@ def merge(
     sources: Annotated[
         list[Path], typer.Argument(metavar="FOLDER|FILE...", help="The shards' predictions, or the folder of them.")
     ],
-    output_dir: OutputDir = None,
+    output_dir: MergedDir = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:

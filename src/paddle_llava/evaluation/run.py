@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llava import __version__
-from paddle_llava.console import note
+from paddle_llava.console import importing_paddle, note
 from paddle_llava.data.records import ADDRESS
 from paddle_llava.errors import LlavaError
 from paddle_llava.evaluation.answering import Answerer
@@ -39,7 +39,9 @@ def read_questions(
     """
     if task != "street" and not data.paths:
         raise LlavaError(f"--data is missing: {TASKS[task].title} needs {TASKS[task].data}")
-    questions = load_task(task).read(data)[:limit]
+    with importing_paddle():  # which the street task does
+        module = load_task(task)
+    questions = module.read(data)[:limit]
     if not questions:
         raise LlavaError(f"{data.paths[0] if data.paths else '--data'}: no question for {TASKS[task].title} is there")
     number, of = shard

@@ -45,7 +45,8 @@ def fraction_interval(strata: Sequence[Stratum], *, seed: int = 0) -> tuple[floa
 
 def figure_intervals(scores: Scores) -> dict[str, tuple[float, float]]:
     """The 95% intervals of the figures with strata, of which some hold anything, and of the mean of all questions."""
-    found = {name: fraction_interval(scores.strata[name]) for name in scores.figures if any(scores.strata.get(name, ()))}
+    told = [name for name in scores.figures if any(scores.strata.get(name, ()))]
+    found = {name: fraction_interval(scores.strata[name]) for name in told}
     values = list(scores.per_sample.values())
     for name, figure in scores.figures.items():
         if name not in scores.strata and (interval := mean_interval(figure, values)):

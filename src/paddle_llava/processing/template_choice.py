@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -66,6 +67,8 @@ def read_template(path: Path) -> Template:
 
     Raises `LlavaError` naming the file and the key.
     """
+    if not os.path.exists(path):
+        raise LlavaError(f"{path}: no such template file; left out, the checkpoint's own template is taken")
     raw = read_json(path)
     values = _from_paddlenlp(raw, path) if "conversation" in raw else {"name": path.stem, **raw}
     known = {field.name: str(field.type) for field in fields(Template)}

@@ -38,9 +38,12 @@ def serve_command(
     request_timeout: Annotated[float, typer.Option(help="Seconds for one request, the wait included.")] = 600,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that answers have to end after SIGTERM.")] = 30,
     cache_mib: Annotated[
-        int | None, typer.Option("--cache-mib", help="Memory for keys and values; default: a quarter of what is free.")
+        int | None,
+        typer.Option("--cache-mib", min=1, help="Memory for keys and values; default: a quarter of what is free."),
     ] = None,
-    image_cache_mib: Annotated[int, typer.Option("--image-cache-mib", help="Memory for pictures' features.")] = 128,
+    image_cache_mib: Annotated[
+        int, typer.Option("--image-cache-mib", min=0, help="Memory for pictures' features.")
+    ] = 128,
     max_body_mib: Annotated[int, typer.Option("--max-body-mib", help="The largest request.")] = 32,
     max_images: Annotated[int, typer.Option(help="Pictures of one request.")] = 16,
     max_pixels: Annotated[int, typer.Option(help="Pixels of one picture.")] = 50_000_000,

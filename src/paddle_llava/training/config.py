@@ -24,6 +24,8 @@ WITHOUT_EFFECT = {
     "eval_with_do_generation": "generation is judged by `llava eval`",
     "skip_memory_metrics": "memory is always reported",
     "benchmark": "speed is always reported",
+    "amp_master_grad": "gradients have the type of their parameters, float32 at fp16_opt_level O1",
+    "version": "the model's version is read from its configuration",
     "text_model_name_or_path": "the tokenizer comes with the model",
 }
 

@@ -50,7 +50,8 @@ def train(
     `dtype` is what products are computed in.
 
     Raises `LlavaError` for data that cannot be used, for a loss that is no number, naming the records, and when SIGTERM
-    has come: a checkpoint is saved first, unless the weights are no numbers any more. SIGINT (Ctrl-C) saves none, but
+    has come: a checkpoint is saved first, unless the weights are no numbers any more. After the last step it has no
+    effect: the result and its report are written first. SIGINT (Ctrl-C) saves none, but
     lets one be written to its end; then `KeyboardInterrupt` is raised, and said before how to go on.
     """
     output_dir, quiet = Path(config.output_dir).expanduser(), world.rank > 0
@@ -116,7 +117,10 @@ def train(
                 say(f"stopped {keep()}")
             raise
 
-    with Interruption(lambda: say(f"interrupted {where()}")) as interruption:
+    with (
+        Interruption(lambda: say(f"interrupted {where()}")) as interruption,
+        stop_requests(launched=world.size > 1) as stop_requested,
+    ):
         with (
             closing(iter(batches)) as stream,
             TrainingLog(
@@ -128,7 +132,6 @@ def train(
                 quiet=quiet,
                 report_to=config.report_to,
             ) as log,
-            stop_requests(launched=world.size > 1) as stop_requested,
         ):
 
             def look(batches: Batches) -> None:

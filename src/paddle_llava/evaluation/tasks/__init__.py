@@ -46,6 +46,8 @@ TASKS = {
     "street": Entry("street", "the demonstration's held-out pictures", "how many pictures (without: 1000)"),
     "custom": Entry("custom", "your own data", "training files, JSON or JSONL, whose answers are the references"),
 }
+ALIASES = {"caption": "coco-caption", "vqa": "vqav2", "grounding": "refcoco"}
+"""Shorter names of the usual one of its kind."""
 
 
 def load_task(name: str) -> Task:

@@ -131,8 +131,8 @@ def score(predictions: Sequence[Prediction]) -> Scores:
 
 def _published_as(predictions: Sequence[Prediction]) -> str | None:
     """Which of the published scores is of these questions: the Chinese ones have one of their own, a mixture none."""
-    chinese = {it.question.prompt.endswith(CHINESE) for it in predictions}
-    return {(False,): "mmbench", (True,): "mmbench_cn"}.get(tuple(chinese), "mixed")
+    chinese = [it.question.prompt.endswith(CHINESE) for it in predictions]
+    return "mmbench_cn" if all(chinese) else "mixed" if any(chinese) else None
 
 
 def _is_right(prediction: Prediction) -> bool:
