@@ -226,9 +226,20 @@ class ChatSession:
         finally:
             stats.generated_tokens, stats.seconds = len(answer_ids), time.perf_counter() - start
             if stats.first_token_seconds:
-                while stops.hit and answer_ids and not answer.startswith(tokenizer.decode(answer_ids)):
-                    answer_ids.pop()  # tokens of the stop string are no part of the answer
-                self._commit(history, question, answer, [*prompt_ids, *answer_ids])
+                said = self._up_to_stop(answer, answer_ids, len(prompt_ids)) if stops.hit else answer_ids
+                self._commit(history, question, answer, [*prompt_ids, *said])
+
+    def _up_to_stop(self, answer: str, generated: Sequence[int], prompt_length: int) -> list[int]:
+        """The ids of an `answer` that a stop string ended: those `generated`, and from the piece on that the stop string
+        begins in, or has in it, the answer's own part anew."""
+        tokenizer, ids = self.processor.tokenizer, list(generated)
+        while ids and not answer.startswith(tokenizer.decode(ids)):
+            ids.pop()
+        self.engine.rewind(min(self.engine.length, prompt_length + len(ids)))
+        rest = answer[len(tokenizer.decode(ids)) :]
+        if rest and not ids:
+            rest = self.template.answer_prefix + rest
+        return ids + tokenizer.encode_stretch(rest, follows="text")[0]
 
     def _commit(self, history: _History, question: Message, answer: str, ids: list[int]) -> None:
         """Add a turn to the conversation; `ids` reach to the end of the answer, and what closes it follows."""
