@@ -230,8 +230,8 @@ class ChatSession:
                 self._commit(history, question, answer, [*prompt_ids, *said])
 
     def _up_to_stop(self, answer: str, generated: Sequence[int], prompt_length: int) -> list[int]:
-        """The ids of an `answer` that a stop string ended: those `generated`, and from the piece on that the stop string
-        begins in, or has in it, the answer's own part anew."""
+        """The ids of an `answer` that a stop string ended: those `generated`, but the answer's own part anew from the
+        piece on in which the stop string begins."""
         tokenizer, ids = self.processor.tokenizer, list(generated)
         while ids and not answer.startswith(tokenizer.decode(ids)):
             ids.pop()
