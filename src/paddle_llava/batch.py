@@ -22,10 +22,11 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.evaluation.answering import Answerer
 from paddle_llava.evaluation.predictions import ESCAPED, drop_unfinished_line
 from paddle_llava.evaluation.records import Prediction, Question
-from paddle_llava.processing.boxes import answer_boxes, find_boxes
+from paddle_llava.processing.boxes import find_boxes
 
 if TYPE_CHECKING:
     from paddle_llava.generation.session import ChatSession
+    from paddle_llava.processing.processor import LlavaProcessor
 
 WINDOW = 1024
 """Questions that are read ahead and put in the order that is quickest."""
@@ -115,7 +116,7 @@ class Batch:
                 failed.append(self._entry(number, {"error": str(error).removeprefix(f"{name}: ")}))
         yield failed
         for predictions in answerer.answer(questions):
-            yield [self._entry(int(prediction.id), _answered(prediction)) for prediction in predictions]
+            yield [self._entry(int(it.id), _answered(it, answerer.processor)) for it in predictions]
 
     def _question(self, number: int, max_new_tokens: int) -> Question:
         sample = self.records[number - 1]
@@ -155,7 +156,7 @@ def _read(record: Any, prompt: str | None) -> Contents:
     return read_question(record)
 
 
-def _answered(prediction: Prediction) -> Entry:
+def _answered(prediction: Prediction, processor: LlavaProcessor) -> Entry:
     """With the answer's boxes, in pixels of the picture that was shown last."""
     question = prediction.question
     if prediction.error:
@@ -163,7 +164,7 @@ def _answered(prediction: Prediction) -> Entry:
     entry: Entry = {"prompt": question.prompt, "answer": prediction.answer}
     if question.images and find_boxes(prediction.answer):
         height, width = picture_size(question.images[-1])
-        boxes = answer_boxes(prediction.answer, width, height)
+        boxes = processor.answer_boxes(prediction.answer, width, height)
         entry["boxes"] = [[round(value, 1) for value in box] for box in boxes]
     return entry
 

@@ -18,7 +18,7 @@ from paddle_llava.drawing import free_path, picture_path, write_drawing
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.opening import open_model
-from paddle_llava.processing.boxes import Box, answer_boxes
+from paddle_llava.processing.boxes import Box
 from paddle_llava.processing.loading import load_image
 from paddle_llava.transcript import Shown, boxes_of, save
 
@@ -183,7 +183,7 @@ class Chat:
                 self.turns += [session.stats] if session.stats else []
         if self.as_json:
             stats = asdict(session.stats) if session.stats else None
-            boxes = boxes_of(answer, self.shown[-1] if self.shown else None)
+            boxes = boxes_of(session.processor, answer, self.shown[-1] if self.shown else None)
             record = {"question": question, "answer": answer, **({"boxes": boxes} if boxes else {}), "stats": stats}
             print(json.dumps(record, ensure_ascii=False), flush=True)
         else:
@@ -226,7 +226,7 @@ class Chat:
     def boxes(self) -> list[Box]:
         """Those that the last answer names, in pixels of its picture."""
         answer = str(self.session.messages[-1].text) if self.session.messages else ""
-        return answer_boxes(answer, *self.latest.image.size) if self.latest else []
+        return self.session.processor.answer_boxes(answer, *self.latest.image.size) if self.latest else []
 
     def draw_boxes(self, path: Path, command: str = "") -> None:
         """Of the last answer. Without a `command`, for --draw, it may have no boxes, and a file is replaced."""

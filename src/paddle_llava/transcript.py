@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paddle_llava.errors import LlavaError
-from paddle_llava.processing.boxes import answer_boxes
 
 if TYPE_CHECKING:
     from paddle_llava.generation.session import ChatSession
+    from paddle_llava.processing.processor import LlavaProcessor
 
 
 class Shown(NamedTuple):
@@ -23,9 +23,9 @@ class Shown(NamedTuple):
     height: int
 
 
-def boxes_of(answer: str, picture: Shown | None) -> list[list[float]]:
+def boxes_of(processor: LlavaProcessor, answer: str, picture: Shown | None) -> list[list[float]]:
     """The boxes that an answer names, in pixels of the picture shown last before it, to a tenth."""
-    found = answer_boxes(answer, picture.width, picture.height) if picture else []
+    found = processor.answer_boxes(answer, picture.width, picture.height) if picture else []
     return [[round(value, 1) for value in box] for box in found]
 
 
@@ -39,7 +39,7 @@ def told(session: ChatSession, pictures: Sequence[Shown]) -> Iterator[dict[str, 
         entry: dict[str, Any] = {"role": message.role, "content": message.text}
         if images:
             entry["images"] = [image.name for image in images]
-        if message.role == "assistant" and (boxes := boxes_of(str(message.text), latest)):
+        if message.role == "assistant" and (boxes := boxes_of(session.processor, str(message.text), latest)):
             entry["boxes"] = boxes
         yield entry
 

@@ -14,9 +14,10 @@ from paddle_llava.processing.boxes import (
     find_boxes,
     format_box,
     from_padded_frame,
+    in_picture,
     to_padded_frame,
 )
-from paddle_llava.processing.images import ImageProcessor
+from paddle_llava.processing.images import ImageProcessor, Mode
 
 side = st.integers(1, 5000)
 fraction = st.floats(0, 1, allow_nan=False)
@@ -124,6 +125,25 @@ def test_what_is_written_of_a_picture_comes_back_to_it(width: int, height: int, 
 def test_frames_round_trip_from_the_answers_side(w: int, h: int, a: float, b: float, c: float, d: float) -> None:
     box = (min(a, c), min(b, d), max(a, c), max(b, d))
     assert to_padded_frame(from_padded_frame(box, w, h), w, h) == pytest.approx(box, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (160, 320), (200, 200)])
+@pytest.mark.parametrize(("mode", "edge"), [("pad", 56), ("crop", 56), ("crop", 64), ("resize", 56), ("resize", 64)])
+def test_a_frame_is_what_the_model_is_shown(mode: Mode, edge: int, size: tuple[int, int]) -> None:
+    """Where a white block stands in the tile that the model sees, as fractions of it, leads back to the block."""
+    width, height = size
+    block = (width // 2 - 20, height // 2 - 30, width // 2 + 40, height // 2 + 30)
+    image = Image.new("RGB", size)
+    image.paste((255, 255, 255), block)
+    images = ImageProcessor(mode, tile_size=56, shortest_edge=edge, image_mean=(0, 0, 0), image_std=(1, 1, 1))
+    (tile,) = images([image])[0]
+    rows, columns = (np.flatnonzero(tile[0].max(axis=axis) > 0.5) for axis in (1, 0))
+    seen = columns[0] / 56, rows[0] / 56, (columns[-1] + 1) / 56, (rows[-1] + 1) / 56
+    pixel = max(size) / 56
+    assert in_picture(seen, images.frame(width, height)) == pytest.approx(block, abs=pixel)
+    assert answer_boxes(format_box(seen), width, height, images.frame(width, height)) == [
+        pytest.approx(block, abs=pixel + 0.005 * max(size))
+    ]
 
 
 def test_a_box_of_the_padding_is_none_of_the_picture() -> None:

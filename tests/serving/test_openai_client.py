@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -112,6 +113,16 @@ def test_stop_strings_end_an_answer_before_them(client: OpenAI) -> None:
         assert choice.message.content == whole[: whole.index(stop)]
     pieces = client.chat.completions.create(**options, stop=stop, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == whole[: whole.index(stop)]
+
+
+def test_an_answer_goes_back_as_it_came(client: OpenAI) -> None:
+    """As OpenAI's own examples keep a conversation, and with the settings that ask for nothing."""
+    messages: list[Any] = [user("Go on.")]
+    options = {"model": MODEL, "max_tokens": 4, "top_p": 0, "stop": "", "tool_choice": "none"}
+    messages += [client.chat.completions.create(**options, messages=messages).choices[0].message, user("And then?")]
+    nothing = {"functions": None, "reasoning_effort": None, "audio": None}
+    answer = client.chat.completions.create(**options, messages=messages, extra_body=nothing)
+    assert answer.usage.completion_tokens == 4
 
 
 def test_seeds(client: OpenAI) -> None:

@@ -163,11 +163,11 @@ def test_the_command(demo_checkpoint: Path) -> None:
         (["--model-path", "{model}", "--allow-origin", "*"], "'*': is not an origin"),
         (
             ["--model-path", "{model}", "--port", "0", "--engine", "paddle", "--max-batch", "1000"],
-            "max_batch must be at most 128",
+            "--max-batch must be at most 128",
         ),
         (
             ["--model-path", "{model}", "--port", "0", "--engine", "paddle", "--cache-mib", "1"],
-            "cache_bytes is 1048576",
+            "give --cache-mib ",
         ),
         (["--model-path", "{model}", "--port", "0", "--temperature", "-1"], "temperature must be 0"),
         (["--model-path", "{model}", "--port", "70000"], "less than or equal to 65535"),

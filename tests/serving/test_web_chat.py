@@ -290,6 +290,35 @@ def test_errors_are_told_and_cost_nothing(open_page: Open) -> None:
     expect(answered(page).locator(".text")).to_have_text("red")
 
 
+def test_a_picture_can_be_taken_from_a_question_that_failed(open_page: Open) -> None:
+    page = open_page()
+    take_bus(page)
+    expect(ask(page, "word " * 3000).locator(".error")).to_contain_text("show fewer pictures")
+    page.locator(".mine").get_by_role("button", name="Remove this picture").click()
+    expect(page.locator(".mine .pictures")).to_have_count(0)
+    with page.expect_request(lambda request: request.method == "POST") as asked:
+        expect(ask(page, "What colour is the bus?").locator(".text")).to_have_text("red")
+    assert asked.value.post_data_json["messages"] == [{"role": "user", "content": "What colour is the bus?"}]
+    expect(page.locator(".mine").get_by_role("button", name="Remove this picture")).to_have_count(0)
+
+
+def test_what_is_being_typed_outlives_an_answer(open_page: Open) -> None:
+    page = open_page()
+    ask(page, "What colour is the bus?")
+    page.locator("#question").fill(SLOWLY)
+    page.keyboard.press("Enter")
+    expect(page.locator(".theirs .text").last).to_contain_text("the lake")
+    page.get_by_role("button", name="Edit").first.click()
+    field = page.get_by_role("textbox", name="Edit")
+    field.fill("Where are the cars?")
+    expect(answered(page).locator(".text")).to_have_text(LONG.strip())
+    expect(field).to_have_value("Where are the cars?")
+    expect(field).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(answered(page).locator(".box b")).to_have_text(["1", "2"])
+    expect(page.locator(".mine")).to_have_count(1)
+
+
 def test_a_key_is_asked_for(open_page: Open, demo_checkpoint: Path) -> None:
     with serving(scripted_service(demo_checkpoint, ANSWERS), api_key="a secret") as url:
         page = open_page(url)

@@ -66,7 +66,7 @@ def evaluate(
     with importing_paddle():
         from paddle_llava.evaluation.answering import Answerer
         from paddle_llava.evaluation.predictions import PredictionLog, Run
-        from paddle_llava.evaluation.run import PREDICTIONS, ask, finish, read_questions
+        from paddle_llava.evaluation.run import PREDICTIONS, ask, finish, in_its_frame, read_questions
         from paddle_llava.evaluation.tasks.files import Data
 
     paths = tuple(Path(path).expanduser() for path in data or ())
@@ -83,6 +83,7 @@ def evaluate(
         device=device,
         lora_path=lora_path,
     )
+    questions = in_its_frame(questions, session.processor.image_processor)
     settings = {
         "data": [str(path) for path in paths],
         "limit": limit,

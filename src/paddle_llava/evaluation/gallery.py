@@ -120,7 +120,8 @@ def _boxes(prediction: Prediction, image: Image.Image) -> tuple[Box | None, Box 
     else:
         found = find_boxes(question.references[0]) if len(question.references) == 1 else []
         true_box = from_padded_frame(found[0], *image.size) if found else None
-    return (answered_box(prediction.answer, *image.size) if true_box else None), true_box
+    frame = question.meta.get("frame")
+    return (answered_box(prediction.answer, *image.size, frame) if true_box else None), true_box
 
 
 def _frame(kind: str, box: Box, image: Image.Image) -> str:

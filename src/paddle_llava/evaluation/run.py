@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from paddle_llava.evaluation.significance import figure_intervals
 from paddle_llava.evaluation.tasks import TASKS, load_task
 from paddle_llava.evaluation.tasks.files import Data
 from paddle_llava.json_file import write_json
+from paddle_llava.processing.images import ImageProcessor
 
 PREDICTIONS, RESULTS, REPORT = "predictions.jsonl", "results.json", "report.html"
 
@@ -60,6 +62,17 @@ def read_questions(
     return questions
 
 
+def in_its_frame(questions: Sequence[Question], images: ImageProcessor) -> list[Question]:
+    """The questions for a box to a model whose `images` are not padded, which answers in another `frame`."""
+    if images.mode not in ("crop", "resize"):
+        return list(questions)
+    frames = [
+        {"frame": list(images.frame(it.meta["width"], it.meta["height"]))} if it.meta.keys() >= {"box", "width"} else {}
+        for it in questions
+    ]
+    return [replace(it, meta=it.meta | frame) for it, frame in zip(questions, frames, strict=True)]
+
+
 def ask(
     answerer: Answerer, questions: Sequence[Question], log: PredictionLog, progress: Progress | None = None
 ) -> list[Prediction]:
@@ -88,7 +101,8 @@ def ask(
 
 
 def _same(one: Question, other: Question) -> bool:
-    return (one.prompt, one.images, one.references) == (other.prompt, other.images, other.references)
+    asked = attrgetter("prompt", "images", "references", "history", "system")
+    return bool(asked(one) == asked(other))
 
 
 def finish(run: Run, predictions: Sequence[Prediction], folder: Path) -> Scores:

@@ -1,7 +1,9 @@
 """Boxes in a picture: the frame that answers speak of, the ways models write them, and drawing them.
 
 A box is (x1, y1, x2, y2), x to the right and y down. LLaVA 1.5 pads a picture to a square before it looks at it,
-so its answers are fractions of that square, written with two decimals: `0.23, 0.33, 0.79, 0.78`.
+so its answers are fractions of that square, written with two decimals: `0.23, 0.33, 0.79, 0.78`. A checkpoint that cuts
+the middle out of pictures instead is shown another square, and its answers are fractions of that: the frame is a box
+itself, in pixels of the picture (`ImageProcessor.frame`).
 """
 
 from __future__ import annotations
@@ -38,9 +40,20 @@ def from_padded_frame(box: Box, width: int, height: int) -> Box:
 
     A box that reaches into the padding has coordinates outside of the picture.
     """
+    return in_picture(box, padded_frame(width, height))
+
+
+def padded_frame(width: int, height: int) -> Box:
+    """The square around a picture, in its pixels; what is outside of the picture is padding."""
     side, left, top = _square(width, height)
+    return -left, -top, side - left, side - top
+
+
+def in_picture(box: Box, frame: Box) -> Box:
+    """A box of fractions of `frame` in the pixels that `frame` is in."""
     x1, y1, x2, y2 = box
-    return x1 * side - left, y1 * side - top, x2 * side - left, y2 * side - top
+    left, top, width, height = frame[0], frame[1], frame[2] - frame[0], frame[3] - frame[1]
+    return left + x1 * width, top + y1 * height, left + x2 * width, top + y2 * height
 
 
 def _square(width: int, height: int) -> tuple[int, int, int]:
@@ -73,13 +86,14 @@ def find_boxes(text: str) -> list[Box]:
     return found
 
 
-def answer_boxes(text: str, width: int, height: int) -> list[Box]:
+def answer_boxes(text: str, width: int, height: int, frame: Box | None = None) -> list[Box]:
     """The boxes that an answer names, in pixels of the `width` x `height` picture that it is about.
 
-    Answers of every LLaVA speak of the square-padded frame, whichever way its pictures are cut into tiles: the training
-    data has no other. What reaches into the padding is cut off, and a box that is there altogether is left out.
+    They are fractions of `frame`, by default of the padded square. What reaches out of the picture is cut off, and a
+    box that is outside altogether is left out.
     """
-    pixels = (from_padded_frame(box, width, height) for box in find_boxes(text))
+    frame = frame or padded_frame(width, height)
+    pixels = (in_picture(box, frame) for box in find_boxes(text))
     cut = ((max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)) for x1, y1, x2, y2 in pixels)
     return [box for box in cut if box[0] <= box[2] and box[1] <= box[3]]
 

@@ -26,6 +26,7 @@ from PIL import Image
 from paddle_llava.config import ImageAspectRatio, LlavaConfig
 from paddle_llava.errors import LlavaError
 from paddle_llava.geometry import Size, select_best_resolution
+from paddle_llava.processing.boxes import Box, padded_frame
 from paddle_llava.processing.loading import to_rgb
 
 Mode = Literal["crop", "pad", "resize", "anyres"]
@@ -84,6 +85,18 @@ class ImageProcessor:
     def image_aspect_ratio(self) -> ImageAspectRatio:
         """What an original `config.json` says of `mode`; `resize` stands in the preprocessor's file alone."""
         return "square" if self.mode == "crop" or self.mode == "resize" else self.mode
+
+    def frame(self, width: int, height: int) -> Box:
+        """What of a picture the fractions in an answer are of, in its pixels.
+
+        The middle square that `crop` leaves, or the whole picture with `resize`: nothing else is shown. Otherwise the
+        padded square, which LLaVA's training data speaks of whichever way pictures are cut into tiles.
+        """
+        if self.mode in ("pad", "anyres"):
+            return padded_frame(width, height)
+        across, down = (width, height) if self.mode == "resize" else (min(width, height),) * 2
+        x, y = (side * self.tile_size / self.shortest_edge / 2 for side in (across, down))
+        return width / 2 - x, height / 2 - y, width / 2 + x, height / 2 + y
 
     @cached_property
     def _normalized(self) -> np.ndarray:

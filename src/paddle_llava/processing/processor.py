@@ -14,6 +14,7 @@ from paddle_llava.config import ORIGINAL_IMAGE_TOKEN_ID, Layout, LlavaConfig
 from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import read_json, write_json
 from paddle_llava.pretrained import PREPROCESSOR, PROCESSOR, find_pretrained, image_settings
+from paddle_llava.processing.boxes import Box, answer_boxes
 from paddle_llava.processing.companions import read_companions
 from paddle_llava.processing.conversation import encode, parse_prompt
 from paddle_llava.processing.images import ImageProcessor
@@ -137,6 +138,10 @@ class LlavaProcessor:
         """`pixel_values` and `image_sizes` of pictures; the one way for chat, training and evaluation."""
         pixel_values, image_sizes = self.image_processor([load_image(source) for source in sources])
         return {"pixel_values": pixel_values, "image_sizes": image_sizes}
+
+    def answer_boxes(self, text: str, width: int, height: int) -> list[Box]:
+        """The boxes that an answer names, in pixels of the `width` x `height` picture that it is about."""
+        return answer_boxes(text, width, height, self.image_processor.frame(width, height))
 
     def feature_counts(self, image_sizes: np.ndarray) -> list[int]:
         """How many features, and so image tokens, each picture of `image_sizes` (height, width) becomes."""

@@ -168,7 +168,7 @@ async def _whole(service: Service, job: Job, asked: ChatRequest) -> ChatCompleti
             reason = piece.finish_reason
     assert reason is not None
     choice = Choice(
-        message=AnswerMessage(content=text, boxes=_boxes(job, text)),
+        message=AnswerMessage(content=text, boxes=_boxes(service, job, text)),
         logprobs=ChoiceLogprobs(content=logprobs) if asked.logprobs else None,
         finish_reason=reason,
     )
@@ -212,7 +212,7 @@ async def _events(service: Service, job: Job, asked: ChatRequest) -> AsyncGenera
                 elif not piece.finish_reason:
                     yield STILL_HERE
                 if piece.finish_reason:
-                    boxes = _boxes(job, text)
+                    boxes = _boxes(service, job, text)
                     yield chunk({"boxes": boxes} if boxes else {}, Piece(finish_reason=piece.finish_reason))
         if wants_usage:
             yield event(head | {"choices": [], "usage": _usage(job).model_dump()})
@@ -221,10 +221,10 @@ async def _events(service: Service, job: Job, asked: ChatRequest) -> AsyncGenera
     yield DONE
 
 
-def _boxes(job: Job, text: str) -> list[list[float]] | None:
+def _boxes(service: Service, job: Job, text: str) -> list[list[float]] | None:
     """Those that an answer names, mapped to its picture here, so that no client has to know the frame."""
     size = job.prompt.last_size
-    return boxes_of(text, Shown("", size[1], size[0])) or None if size else None
+    return boxes_of(service.processor, text, Shown("", size[1], size[0])) or None if size else None
 
 
 def _usage(job: Job) -> Usage:

@@ -112,8 +112,11 @@ def _cannot_be_rebound(host: str) -> bool:
 
 
 def check_origin(origin: str) -> None:
-    """Raises `LlavaError` for what no browser would call an origin, and which would allow nobody."""
-    if not re.fullmatch(r"https?://[^/?#@*\sA-Z]+", origin):
+    """Raises `LlavaError` for what no browser would call an origin, and which would allow nobody.
+
+    Browser extensions and programs with a browser inside have schemes of their own (`chrome-extension://…`, `app://…`).
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@*\sA-Z]+", origin):
         raise LlavaError(
             f"--allow-origin {origin!r}: is not an origin; write it like https://chat.example.com or "
             "http://10.0.0.5:8080, in small letters, with nothing after the host and the port"

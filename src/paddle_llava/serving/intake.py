@@ -29,14 +29,10 @@ VALUES_PER_MESSAGE = 64
 
 
 class Intake:
-    """What arrives, of all requests together: bounded, and decoded on threads of its own.
+    """What arrives, of all requests together: bounded, and decoded on threads of its own."""
 
-    `prepare` is called there with each picture, of which nothing else is kept: a few MB can be decoded to a gigabyte.
-    """
-
-    def __init__(self, limits: ServingLimits, prepare: Callable[[Image.Image], Picture]) -> None:
+    def __init__(self, limits: ServingLimits) -> None:
         self._limits = limits
-        self._prepare = prepare
         self._held_bytes = 0
         self._fetchers = ThreadPoolExecutor(FETCHES, "fetch")
         self._decoders = ThreadPoolExecutor(DECODERS, "decode")
@@ -89,34 +85,37 @@ class Intake:
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._limits.max_body_bytes / 2**20:g} MiB")
 
-    async def pictures(self, request: ChatRequest) -> list[Picture]:
-        """The pictures of `request`, in order. Raises `ApiError` naming the first that cannot be had."""
+    async def pictures(self, request: ChatRequest, prepare: Callable[[Image.Image], Picture]) -> list[Picture]:
+        """The pictures of `request`, in order. Raises `ApiError` naming the first that cannot be had.
+
+        `prepare` is called with each on a thread, and nothing else is kept: a few MB can be decoded to a gigabyte.
+        """
         wanted = image_urls(request.messages)
         if len(wanted) > self._limits.max_images:
             message = f"{len(wanted)} pictures are more than the {self._limits.max_images} allowed"
             raise ApiError(400, message, param="messages")
-        return await _all([self._picture(place, url) for place, url in wanted])
+        return await _all([self._picture(place, url, prepare) for place, url in wanted])
 
-    async def _picture(self, place: str, url: str) -> Picture:
+    async def _picture(self, place: str, url: str, prepare: Callable[[Image.Image], Picture]) -> Picture:
         loop = asyncio.get_running_loop()
         try:
             if url[:5].lower() == "data:":
-                return await loop.run_in_executor(self._decoders, self._from_data_uri, url)
+                return await loop.run_in_executor(self._decoders, self._from_data_uri, url, prepare)
             if not url[:8].lower().startswith(("http://", "https://")):
                 raise LlavaError("only http(s) URLs and data URIs of the form data:image/…;base64,… are taken")
             fetched = await loop.run_in_executor(self._fetchers, self._fetch, url)
-            return await loop.run_in_executor(self._decoders, self._decode, *fetched)
+            return await loop.run_in_executor(self._decoders, self._decode, *fetched, prepare)
         except LlavaError as error:
             raise ApiError(400, f"{place}: {error}", param=place, code="invalid_image") from None
 
     def _fetch(self, url: str) -> tuple[bytes, str]:
         return fetch(url, self._limits.images, allow_private=self._limits.allow_private)
 
-    def _from_data_uri(self, uri: str) -> Picture:
-        return self._decode(read_data_uri(uri, "the picture"))
+    def _from_data_uri(self, uri: str, prepare: Callable[[Image.Image], Picture]) -> Picture:
+        return self._decode(read_data_uri(uri, "the picture"), "", prepare)
 
-    def _decode(self, data: bytes, content_type: str = "") -> Picture:
-        return self._prepare(decode_image(data, "the picture", self._limits.images, content_type=content_type))
+    def _decode(self, data: bytes, content_type: str, prepare: Callable[[Image.Image], Picture]) -> Picture:
+        return prepare(decode_image(data, "the picture", self._limits.images, content_type=content_type))
 
 
 async def _all(loads: Sequence[Coroutine[Any, Any, Picture]]) -> list[Picture]:

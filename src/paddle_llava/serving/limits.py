@@ -42,10 +42,11 @@ class ServingLimits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("allow_private", "max_queue") and not 0 < value < math.inf:
+            if field.name not in ("allow_private", "max_queue", "image_cache_bytes") and not 0 < value < math.inf:
                 raise LlavaError(f"{field.name} must be greater than 0 and finite, found {value}")
-        if self.max_queue < 0:
-            raise LlavaError(f"max_queue must be 0 or greater, found {self.max_queue}")
+        for name in ("max_queue", "image_cache_bytes"):
+            if getattr(self, name) < 0:
+                raise LlavaError(f"{name} must be 0 or greater, found {getattr(self, name)}")
 
     @property
     def images(self) -> ImageLimits:

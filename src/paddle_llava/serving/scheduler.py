@@ -62,7 +62,7 @@ class Scheduler:
         notify: Callable[[list[Job]], None],
     ) -> None:
         if limits.max_batch > engine.max_tokens // 2:
-            raise LlavaError(f"max_batch must be at most {engine.max_tokens // 2}, found {limits.max_batch}")
+            raise LlavaError(f"--max-batch must be at most {engine.max_tokens // 2}, found {limits.max_batch}")
         self.engine = engine
         self.limits = limits
         self.metrics = metrics

@@ -59,6 +59,8 @@ class AssistantMessage(Strict):
     audio: Nothing = None
     function_call: Nothing = None
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    reasoning_content: Nothing = None
+    boxes: list[list[float]] | None = Field(None, description="As answers have them; without effect.")
 
 
 ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -84,15 +86,15 @@ class ChatRequest(Strict):
     max_tokens: int | None = Field(None, ge=1, le=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, le=2**31, description="Not OpenAI's: draw from this many tokens; 0: all.")
     repetition_penalty: float | None = Field(None, ge=LOWEST, le=10, description="Not OpenAI's; 1 has no effect.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: (
-        Annotated[str, Field(min_length=1, max_length=256)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=16)]
+        Annotated[str, Field(max_length=256)]
+        | Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=16)]
         | None
-    ) = None
+    ) = Field(None, description="Empty texts count as none.")
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     n: Literal[1] | None = Field(1, description="One answer a request.")
@@ -101,6 +103,14 @@ class ChatRequest(Strict):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     response_format: TextFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    audio: Nothing = None
+    prediction: Nothing = None
+    reasoning_effort: Nothing = None
+    verbosity: Nothing = None
+    web_search_options: Nothing = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     # Accepted, without effect here: they tell OpenAI's service how to bill, store and route.
     user: str | None = None

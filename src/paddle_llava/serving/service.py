@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from paddle_llava.errors import LlavaError
 from paddle_llava.generation.batch import BatchEngine
-from paddle_llava.generation.sampling import SamplingParams
+from paddle_llava.generation.sampling import LOWEST, SamplingParams
 from paddle_llava.processing.conversation import stop_token_ids
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.serving.answer import Answer, Piece
@@ -25,6 +26,7 @@ from paddle_llava.serving.scheduler import Job, Scheduler
 from paddle_llava.serving.schema import ChatRequest
 
 QUIET_SECONDS = 15.0
+SHORTER = "show fewer pictures, or start a new conversation"
 
 
 class Service:
@@ -48,13 +50,13 @@ class Service:
         self.context = processor.config.text.max_position_embeddings
         self.defaults = SamplingParams(temperature=temperature)  # which checks it
         self.metrics = Metrics()
-        self.intake = Intake(limits, self._picture)
+        self.intake = Intake(limits)
         self.scheduler = Scheduler(engine, limits, self.metrics, self._wake)
         needed = self.scheduler.prefixes.size(self.context)
         if needed > limits.cache_bytes:
             raise LlavaError(
-                f"cache_bytes is {limits.cache_bytes}, and one conversation as long as the model's context "
-                f"({self.context} tokens) takes {needed}"
+                f"the {limits.cache_bytes / 2**20:g} MiB for keys and values are less than one conversation as long as "
+                f"the model's context ({self.context} tokens) takes: give --cache-mib {-(-needed // 2**20)} or more"
             )
         self._stop_ids = stop_token_ids(processor.template, processor.tokenizer)
         self._preparers = ThreadPoolExecutor(2, "prepare")
@@ -94,10 +96,26 @@ class Service:
         return ApiError(404, message, param="model", code="model_not_found")
 
     async def _prepare(self, request: ChatRequest, arrived: float) -> Job:
-        pictures = await self.intake.pictures(request)
+        pictures = await self.intake.pictures(request, self._preparer())
         self.metrics.pictures.inc(len(pictures))
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._preparers, self._job, request, pictures, arrived)
+
+    def _preparer(self) -> Callable[[Image.Image], Picture]:
+        """What prepares the pictures of one request, on several threads: as many as the context holds. All are in
+        memory until the last one has come, so that more must not be prepared only to be refused then."""
+        left, lock = self.context, threading.Lock()
+
+        def prepare(image: Image.Image) -> Picture:
+            nonlocal left
+            with lock:
+                left -= self.processor.config.image_layout((image.height, image.width)).num_features
+                if left < 1:
+                    message = f"the pictures alone fill the model's {self.context} tokens; {SHORTER}"
+                    raise ApiError(400, message, param="messages", code="context_length_exceeded")
+            return self._picture(image)
+
+        return prepare
 
     def _picture(self, image: Image.Image) -> Picture:
         key, size = picture_key(image), (image.height, image.width)
@@ -110,7 +128,7 @@ class Service:
         letters = sum(map(text_length, request.messages))
         if letters > self.context * self.processor.tokenizer.longest_piece:
             # Not worth counting: that could take seconds.
-            message = f"{letters} letters are more than the model's {self.context} tokens can hold"
+            message = f"{letters} letters are more than the model's {self.context} tokens can hold; {SHORTER}"
             raise ApiError(400, message, param="messages", code="context_length_exceeded")
         try:
             prompt = build_prompt(request.messages, pictures, self.processor)
@@ -118,7 +136,8 @@ class Service:
             raise ApiError(400, str(error), param="messages") from None
         room = self.context - len(prompt.ids)
         if room < 1:
-            message = f"the messages take {len(prompt.ids)} tokens, and the model holds {self.context} with the answer"
+            taken = f"the messages take {len(prompt.ids)} tokens, and the model holds {self.context} with the answer"
+            message = f"{taken}; {SHORTER}"
             raise ApiError(400, message, param="messages", code="context_length_exceeded")
         params = self._params(request, room)
         return Job(
@@ -137,10 +156,10 @@ class Service:
         return SamplingParams(
             max_new_tokens=min(asked, self.limits.max_tokens, room),
             temperature=self.defaults.temperature if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
+            top_p=1.0 if request.top_p is None else max(request.top_p, LOWEST),
             top_k=request.top_k or 0,
             repetition_penalty=request.repetition_penalty or 1.0,
-            stop=tuple(stop),
+            stop=tuple(filter(None, stop)),
             seed=None if request.seed is None else request.seed % 2**64,
         )
 

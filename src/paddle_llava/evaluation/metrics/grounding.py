@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paddle_llava.processing.boxes import Box, box_iou, find_boxes, from_padded_frame
+from paddle_llava.processing.boxes import Box, box_iou, find_boxes, in_picture, padded_frame
 
 THRESHOLD = 0.5
 
 
-def answered_box(answer: str, width: int, height: int) -> Box | None:
-    """The first box of an answer in pixels of its `width` x `height` picture; None when it names none."""
+def answered_box(answer: str, width: int, height: int, frame: Box | None = None) -> Box | None:
+    """The first box of an answer in pixels of its `width` x `height` picture; None when it names none. It is a fraction
+    of `frame`, by default of the padded square."""
     boxes = find_boxes(answer)
-    return from_padded_frame(boxes[0], width, height) if boxes else None
+    return in_picture(boxes[0], frame or padded_frame(width, height)) if boxes else None
 
 
-def answer_iou(answer: str, truth: Box, width: int, height: int) -> float:
+def answer_iou(answer: str, truth: Box, width: int, height: int, frame: Box | None = None) -> float:
     """IoU of the answer's first box with `truth` (x1, y1, x2, y2 in pixels of the picture); 0 when it names none."""
-    box = answered_box(answer, width, height)
+    box = answered_box(answer, width, height, frame)
     return 0.0 if box is None else box_iou(box, truth)
 
 

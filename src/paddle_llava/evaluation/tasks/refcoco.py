@@ -134,7 +134,8 @@ def _read_pickle(path: Path) -> list[Any]:
 def score(predictions: Sequence[Prediction]) -> Scores:
     """Share of boxes with an IoU of at least 0.5, and the mean IoU, in percent: of each split, and of all phrases.
 
-    The first box of an answer counts, mapped back from the padded square. A failed question counts as IoU 0.
+    The first box of an answer counts, mapped back from the padded square, or from the `frame` in a question's `meta`,
+    which is there for a model that is shown another. A failed question counts as IoU 0.
     """
     ious = {it.id: _iou(it) for it in predictions}
     splits = dict.fromkeys(it.question.meta["split"] for it in predictions)
@@ -149,7 +150,7 @@ def score(predictions: Sequence[Prediction]) -> Scores:
 
 def _iou(prediction: Prediction) -> float:
     meta = prediction.question.meta
-    return answer_iou(prediction.answer, tuple(meta["box"]), meta["width"], meta["height"])
+    return answer_iou(prediction.answer, tuple(meta["box"]), meta["width"], meta["height"], meta.get("frame"))
 
 
 def _percent(ious: Sequence[float]) -> dict[str, float]:

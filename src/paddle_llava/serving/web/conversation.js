@@ -49,6 +49,11 @@ export class Conversation {
     return exchange;
   }
 
+  /** Whether an exchange has come to its end without a word of an answer. */
+  isWithoutAnswer({ answer, reason }) {
+    return reason !== null && !answer;
+  }
+
   /** Forget the answers from exchange `number` on, and what was asked after it, which is asked as `text`. */
   again(number, text = this.exchanges[number].text) {
     const { pictures } = this.exchanges[number];

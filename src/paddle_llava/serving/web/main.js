@@ -19,8 +19,13 @@ let isAtEnd = true;
 
 function render() {
   const { exchanges } = conversation;
+  const caret = list.querySelector(".editing textarea:focus")?.selectionEnd;
   const items = exchanges.flatMap((exchange, number) => [
-    view.question(exchange, { edit: (text) => put(conversation.again(number, text)), large: showLarge }),
+    view.question(exchange, {
+      edit: (text) => put(conversation.again(number, text)),
+      large: showLarge,
+      drop: conversation.isWithoutAnswer(exchange) ? (picture) => drop(exchange, picture) : null,
+    }),
     view.answer(exchange, conversation.pictureOf(number), number === exchanges.length - 1, {
       retry: () => put(conversation.again(number)),
       large: showLarge,
@@ -33,7 +38,15 @@ function render() {
   $("new-chat").hidden = exchanges.length === 0;
   renderComposer();
   toEnd();
-  if (document.activeElement === document.body) focus(); // what had it may be gone
+  if (document.activeElement === document.body) focusAgain(caret);
+}
+
+/** What had the focus may be gone: to the question that is being changed, if there is one. */
+function focusAgain(caret) {
+  const edited = list.querySelector(".editing textarea");
+  if (!edited) return focus();
+  edited.focus();
+  if (caret !== undefined) edited.setSelectionRange(caret, caret);
 }
 
 function renderComposer() {
@@ -152,6 +165,14 @@ async function add(blobs) {
       notice(error.message);
     }
   }
+  render();
+  focus();
+}
+
+/** Take a picture from a question that failed, which it would otherwise go along with for good. */
+function drop(exchange, picture) {
+  exchange.pictures = exchange.pictures.filter((it) => it !== picture);
+  conversation.keep();
   render();
   focus();
 }

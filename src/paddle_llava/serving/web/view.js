@@ -69,25 +69,36 @@ function frames({ width, height }, boxes) {
   });
 }
 
-/** What the person asked; `actions` has `edit(text)` and `large(picture, boxes)`. */
-export function question({ text, pictures }, actions) {
+/**
+ * What the person asked; `actions` has `edit(text)`, `large(picture, boxes)`, and where pictures may be taken away again
+ * `drop(picture)`. An `exchange.draft` is a change of it that is being typed.
+ */
+export function question(exchange, actions) {
+  const { text, pictures } = exchange;
+  const shown = (picture) => {
+    const open = figure(picture, [], actions.large);
+    return actions.drop ? element("div", { class: "attached" }, open, button("close", word("removePicture"), () => actions.drop(picture))) : open;
+  };
   const bubble = element("p", { class: "bubble" }, text);
   const item = element(
     "li",
     { class: "mine" },
     element("h2", { class: "unseen" }, word("you")),
-    pictures.length ? element("div", { class: "pictures" }, ...pictures.map((it) => figure(it, [], actions.large))) : null,
-    element("div", { class: "said" }, button("edit", word("edit"), () => editing(item, text, actions.edit)), bubble),
+    pictures.length ? element("div", { class: "pictures" }, ...pictures.map(shown)) : null,
+    element("div", { class: "said" }, button("edit", word("edit"), () => editing(item, exchange, actions.edit)), bubble),
   );
+  if (exchange.draft !== undefined) editing(item, exchange, actions.edit);
   return item;
 }
 
 /** The question as a field to change it in; Enter asks it anew, Escape leaves it. */
-function editing(item, text, done) {
+function editing(item, exchange, done) {
   const before = [...item.children];
+  const text = (exchange.draft ??= exchange.text);
   const field = element("textarea", { rows: Math.min(8, text.split("\n").length + 1), "aria-label": word("edit") });
   field.value = text;
   const leave = () => {
+    delete exchange.draft;
     item.replaceChildren(...before);
     item.querySelector(".said button").focus();
   };
@@ -95,6 +106,7 @@ function editing(item, text, done) {
     const changed = field.value.trim();
     if (changed) done(changed);
   };
+  field.addEventListener("input", () => (exchange.draft = field.value));
   field.addEventListener("keydown", (event) => {
     if (event.key === "Escape") leave();
     else if (isEnter(event)) send();
