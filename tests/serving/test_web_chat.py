@@ -304,6 +304,7 @@ def test_a_picture_can_be_taken_from_a_question_that_failed(open_page: Open) -> 
 
 def test_what_is_being_typed_outlives_an_answer(open_page: Open) -> None:
     page = open_page()
+    take_bus(page)
     ask(page, "What colour is the bus?")
     page.locator("#question").fill(SLOWLY)
     page.keyboard.press("Enter")
