@@ -18,7 +18,7 @@ from paddle.utils.dlpack import from_dlpack
 from paddle_llava.checkpoints.adapter import Merged, read_adapter
 from paddle_llava.checkpoints.dtypes import to_dtype
 from paddle_llava.checkpoints.vocabulary import extend_vocabulary
-from paddle_llava.checkpoints.write import ArraySource, TensorSource, write_checkpoint
+from paddle_llava.checkpoints.write import TensorSource, write_checkpoint
 from paddle_llava.config import Layout, LlavaConfig
 from paddle_llava.device import compute_dtype
 from paddle_llava.engines.paddle import PaddleEngine
@@ -29,6 +29,27 @@ from paddle_llava.models.llava import LlavaNetwork, LlavaOutput
 from paddle_llava.pretrained import find_pretrained
 
 Progress = Callable[[int, int], None]
+
+
+class _Parameters:
+    """Those of a model as a `TensorSource`: each is copied when it is read, for a second model would not fit."""
+
+    folder: Path | None = None
+
+    def __init__(self, model: LlavaNetwork) -> None:
+        self._tensors: dict[str, Tensor] = model.state_dict()
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def dtype(self, name: str) -> str:
+        return str(self._tensors[name].dtype).removeprefix("paddle.")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def read(self, name: str) -> np.ndarray:
+        return self._tensors[name].numpy()
 
 
 class LlavaForConditionalGeneration(LlavaNetwork):
@@ -92,7 +113,7 @@ class LlavaForConditionalGeneration(LlavaNetwork):
 
         The tokenizer and the preprocessor are the processor's: `LlavaProcessor.save_pretrained`.
         """
-        weights = ArraySource({name: parameter.numpy() for name, parameter in self.state_dict().items()})
+        weights = _Parameters(self)
         tensors, config = extend_vocabulary(weights, self.config) if layout == "hf" else (weights, self.config)
         write_checkpoint(Path(path), config, tensors, layout)
 

@@ -83,3 +83,11 @@ def test_penalties_at_their_bounds_can_be_drawn_with(penalty):
 def test_settings_out_of_bounds_are_named(settings):
     with pytest.raises(LlavaError, match=next(iter(settings))):
         SamplingParams(**settings)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_numbers_that_overflowed_are_told(temperature, odd):
+    sampler = Sampler(SamplingParams(temperature=temperature), np.array([1]))
+    with pytest.raises(LlavaError, match="overflowed; compute in bfloat16 or float32"):
+        sampler.sample(np.array([0.0, odd, 1.0], np.float32))

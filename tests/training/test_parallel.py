@@ -24,7 +24,6 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import TEMPLATES
-from paddle_llava.training.checkpoint import optimizer_slots
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.group_sharding import LEVELS, GroupSharding
 from paddle_llava.training.optimizer import build_optimizer, select_trainable
@@ -216,13 +215,15 @@ def test_none_is_left_waiting(run: Runner) -> None:
                     each.kill()
 
 
-def test_each_process_keeps_the_state_of_its_share() -> None:
+def test_each_process_keeps_the_state_of_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "broadcast", lambda *_: None)
     parameters = {str(size): paddle.create_parameter([size], "float32") for size in (5, 4, 3, 2)}
     held = []
     for rank in (0, 1):
         optimizer = paddle.optimizer.AdamW(parameters=list(parameters.values()))
-        optimizer_slots(optimizer, parameters)
-        ShardedOptimizer(optimizer, parameters, World(rank, 2)).drop_others()
+        for parameter in parameters.values():
+            parameter.grad = paddle.ones_like(parameter)
+        ShardedOptimizer(optimizer, parameters, World(rank, 2)).step()
         moments = optimizer._accumulators["moment1"]
         held.append({name for name, parameter in parameters.items() if parameter.name in moments})
     assert held == [{"5", "2"}, {"4", "3"}]
@@ -248,14 +249,16 @@ CONFIG: dict[str, Any] = {"model_name_or_path": "m", "dataset": {"train": [{"dat
 def test_what_sharding_cannot_be_is_refused(changes: dict[str, Any], device: str, said: str) -> None:
     config = TrainingConfig.from_dict({**CONFIG, **changes})
     with pytest.raises(LlavaError, match=said) if said else nullcontext():
-        check_sharding(config, device)
+        check_sharding(config, device, "float16" if config.fp16 and device != "cpu" else "float32")
 
 
 def test_a_degree_must_be_that_of_the_run() -> None:
     _check_degree(TrainingConfig.from_dict({**CONFIG, "sharding": "stage1"}), World(0, 2))
     config = TrainingConfig.from_dict({**CONFIG, "sharding": "stage2", "sharding_parallel_degree": 4})
-    with pytest.raises(LlavaError, match="this run has 2 processes"):
+    with pytest.raises(LlavaError, match="this run has 2 replicas of the model; -1"):
         _check_degree(config, World(0, 2))
+    halves = TrainingConfig.from_dict({**CONFIG, "sharding": "stage1", "sharding_parallel_degree": 2})
+    _check_degree(halves, World(0, 4, tensor_parallel=2))
 
 
 @pytest.mark.parametrize("stage", ["stage2", "stage3"])

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from paddle_llava import LlavaForConditionalGeneration
 from paddle_llava.errors import LlavaError
 from paddle_llava.training import recipe
 from paddle_llava.training.config import TrainingConfig
@@ -80,6 +81,60 @@ def test_sigterm_after_the_last_step_lets_the_report_be_written(run: Runner, mon
     out = run.folder / "late" / "out"
     assert (out / "training_result.json").exists()
     assert (out / "report.html").exists()
+
+
+def test_sigterm_in_an_evaluation_is_heard_there(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run makes the evaluation anew, and then goes on."""
+    steps = {"max_steps": 4, "max_length": 256, "evaluation_strategy": "steps", "eval_steps": 2}
+    straight = run("straight", **steps)
+    right, computed = LlavaForConditionalGeneration.loss, list[bool]()
+
+    def stop_in_evaluation(model: LlavaForConditionalGeneration, *inputs: Any) -> Any:
+        computed.append(model.training)
+        if not model.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return right(model, *inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LlavaForConditionalGeneration, "loss", stop_in_evaluation)
+        with pytest.raises(LlavaError, match="stopped by SIGTERM after step 2"):
+            run("stopped", **steps)
+    out = run.folder / "stopped" / "out"
+    assert computed.count(False) == 1
+    assert checkpoints(out) == [2]
+    run("stopped", **steps)
+    assert log(out)[-1] == log(straight)[-1]
+    assert weights(out) == weights(straight)
+
+
+def test_too_little_memory_for_a_step_is_told_and_takes_nothing_with_it(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, steps = LlavaForConditionalGeneration.loss, {"max_steps": 3, "max_length": 256}
+    straight = run("straight", **steps)
+    taken = list[int]()
+
+    def too_much(model: LlavaForConditionalGeneration, *inputs: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 2:
+            raise MemoryError("(ResourceExhausted) Out of memory error on GPU 0.")  # as Paddle does
+        return right(model, *inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LlavaForConditionalGeneration, "loss", too_much)
+        with pytest.raises(LlavaError, match=r"step 2: the memory is not enough for .*record \d.*; set recompute"):
+            run("run", **steps)
+    out = run.folder / "run" / "out"
+    assert checkpoints(out) == [1]
+    run("run", **steps)
+    assert weights(out) == weights(straight)
+
+
+def test_an_adapter_goes_on_with_its_own_alpha(run: Runner) -> None:
+    steps = {"max_length": 256, "save_strategy": "steps", "save_steps": 1, **LORA}
+    run("run", max_steps=1, **steps, lora_alpha=8)
+    with pytest.raises(LlavaError, match=r"made with lora_alpha = 8.*, now it is 800"):
+        run("run", max_steps=2, **steps, lora_alpha=800)
 
 
 def test_sigterm_before_anything_was_learnt(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,26 @@ def test_the_scale_goes_on(
     assert weights(again) == weights(whole)
 
 
+def test_gradients_that_no_scale_makes_numbers_end_the_run(
+    scaling: None, tmp_path: Path, demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, right = Runner(tmp_path, demo_checkpoint, write_records(tmp_path, 4)), step.Stepper._loss
+
+    def overflow(stepper: Any, batch: Any) -> paddle.Tensor:
+        value = right(stepper, batch)
+        return value + paddle.sqrt(value - value)
+
+    def low(dtype: str) -> paddle.amp.GradScaler:
+        scaler = loss_scaler(dtype)
+        restore_scaler(scaler, {"scale": 2.0, "incr_count": 0, "decr_count": 0})
+        return scaler
+
+    monkeypatch.setattr(step.Stepper, "_loss", overflow)
+    monkeypatch.setattr(step, "loss_scaler", low)
+    with pytest.raises(LlavaError, match="step 2: the gradient is not a number"):
+        run("run", fp16=True, max_steps=4, max_length=256)
+
+
 def _scaler(folder: Path) -> Any:
     return json.loads((folder / STATE).read_text())["scaler"]
 

@@ -57,6 +57,10 @@ class Sampler:
     def sample(self, logits: np.ndarray) -> int:
         """The next token from `logits` float32 [vocab_size]."""
         params = self.params
+        if not np.isfinite(logits.max()):
+            raise LlavaError(
+                "the model's numbers have overflowed; compute in bfloat16 or float32 (--dtype), or check the weights"
+            )
         if params.repetition_penalty != 1.0:
             logits = self._penalised(logits)
         token = int(logits.argmax()) if params.temperature < LOWEST else self._draw(logits)

@@ -18,7 +18,7 @@ from paddle_llava.models.llava import IGNORE_INDEX, LlavaNetwork
 from paddle_llava.training.checkpoint import forget_slots, optimizer_slots
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.optimizer import trainable
-from paddle_llava.training.parallel import World
+from paddle_llava.training.parallel import World, broadcast
 
 LEVELS = {"stage2": "os_g", "stage3": "p_g_os"}
 """What Paddle calls the stages of the key `sharding`: each process keeps a share of the optimizer's state and of the
@@ -90,7 +90,7 @@ class GroupSharding:
 
     def _gathered(self, slot: Tensor, parameter: Tensor) -> Tensor:
         if not self.shares_parameters:
-            dist.broadcast(slot, self.optimizer.param2rank[parameter.name])
+            broadcast(slot, self.optimizer.param2rank[parameter.name])
             return slot
         if not _is_sliced(slot, parameter):
             return slot

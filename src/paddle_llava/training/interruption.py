@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
+class StopRequested(Exception):
+    """SIGTERM has come in the middle of what can be left."""
+
+
 @contextmanager
 def stop_requests(launched: bool = False) -> Iterator[Callable[[], bool]]:
     """Whether SIGTERM has come meanwhile, instead of its ending the process in the middle of a step.

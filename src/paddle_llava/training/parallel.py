@@ -132,7 +132,7 @@ class World:
         """Let all replicas hold what the one numbered `replica` holds."""
         if self.replicas > 1:
             source = replica * self.tensor_parallel + self.rank % self.tensor_parallel
-            _exchange(dist.broadcast, here(tensor), source, group=self.peers)
+            broadcast(here(tensor), source, self.peers)
 
     def _message(self, text: str, source: int) -> str:
         """The `text` of the process `source`."""
@@ -159,20 +159,32 @@ class ShardedOptimizer:
     def step(self) -> None:
         """Update the parameters from gradients that are summed and clipped already."""
         for name in self._others():
-            self.parameters[name].clear_gradient(set_to_zero=False)
+            self.parameters[name].clear_gradient(False)  # by its name it would not be heeded
         self.optimizer.step()
         for name, parameter in self.parameters.items():
             self.world.broadcast(parameter, self.owners[name])
 
-    def gather(self) -> None:
-        """Let every replica hold the whole state, for a checkpoint; `drop_others` ends it."""
-        for key, slot in optimizer_slots(self.optimizer, self.parameters).items():
-            self.world.broadcast(slot, self.owners[key.rpartition("/")[0]])
+    def gather_slots(self) -> dict[str, Tensor]:
+        """The whole state, as `optimizer_slots` names it, in the host's memory of the first process; empty in the
+        others. One parameter's is on a device at a time."""
+        whole = {}
+        for name, parameter in self.parameters.items():
+            for key, slot in optimizer_slots(self.optimizer, {name: parameter}).items():
+                self.world.broadcast(slot, self.owners[name])
+                if self.world.replica == 0:
+                    array = slot.numpy()  # of one that is split over a replica all its processes must ask
+                    if self.world.rank == 0:
+                        whole[key] = paddle.to_tensor(array, place=paddle.CPUPlace())
+            if self.owners[name] != self.world.replica:
+                forget_slots(self.optimizer, parameter)
+        return whole
 
-    def drop_others(self) -> None:
-        """Free the state of the parameters that other replicas update."""
-        for name in self._others():
-            forget_slots(self.optimizer, self.parameters[name])
+    def take_slots(self, read: Callable[[str], np.ndarray]) -> None:
+        """Start from the state of which `read` gives each whole array: this replica's share of it."""
+        for name, parameter in self.parameters.items():
+            if self.owners[name] == self.world.replica:
+                for key, slot in optimizer_slots(self.optimizer, {name: parameter}).items():
+                    slot.set_value(read(key))
 
     def _others(self) -> list[str]:
         return [name for name, owner in self.owners.items() if owner != self.world.replica]
@@ -181,6 +193,18 @@ class ShardedOptimizer:
 def here(tensor: Tensor) -> Tensor:
     """What this process holds of `tensor`, which may be split over several; the memory is the same."""
     return tensor._local_value() if tensor.is_dist() else tensor
+
+
+def broadcast(tensor: Tensor, source: int, group: dist.collective.Group | None = None) -> None:
+    """Let all processes hold what `source` holds. Raises `PeerLost`.
+
+    Some of AdamW's state lies in the host's memory whatever the device, and only devices send what lies on them.
+    """
+    device = paddle.device.get_device()
+    sent = tensor.to(device) if tensor.place.is_cpu_place() and device != "cpu" else tensor
+    _exchange(dist.broadcast, sent, source, group=group)
+    if sent is not tensor:
+        tensor.set_value(sent.cpu())
 
 
 def _exchange(operation: Callable[..., object], *arguments: Any, **settings: Any) -> None:

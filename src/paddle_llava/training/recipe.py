@@ -19,7 +19,7 @@ from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import Template
 from paddle_llava.training.config import TrainingConfig
-from paddle_llava.training.interruption import Interruption, stop_requests
+from paddle_llava.training.interruption import Interruption, StopRequested, stop_requests
 from paddle_llava.training.log import TrainingLog
 from paddle_llava.training.optimizer import build_optimizer
 from paddle_llava.training.parallel import PeerLost, World
@@ -89,7 +89,7 @@ def train(
         try:
             samples = Mixture.from_entries(config.dataset[told], template) if told else None
             say(f"report: {write_report(config, plan, state, total, model, processor, samples)}")
-        except (LlavaError, OSError) as error:
+        except (LlavaError, OSError, MemoryError) as error:
             say(f"report.html could not be written: {error}")
 
     def where() -> str:
@@ -137,8 +137,11 @@ def train(
             def look(batches: Batches) -> None:
                 """Evaluate, and keep the model if it is the best so far."""
                 state.unevaluated = True
-                with kept():
-                    loss = evaluate(model, batches, dtype, config, world)
+                try:
+                    with kept():
+                        loss = evaluate(model, batches, dtype, config, world, stop_requested)
+                except StopRequested:
+                    raise LlavaError(f"stopped by SIGTERM {keep()}") from None
                 with interruption.held():
                     state.unevaluated = False
                     log.write({"step": state.step, "eval_loss": round(loss, 6)})

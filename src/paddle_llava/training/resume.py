@@ -83,11 +83,12 @@ def starting_keys(config: TrainingConfig) -> str:
 
 def load(stepper: Stepper, folder: Path) -> TrainerState:
     """Put the checkpoint in `folder` into the run; returns where it stood. Raises `LlavaError` when it does not fit."""
-    whole = not stepper.world.in_step
+    whole = stepper.sharded is None and not stepper.world.in_step
     state = load_checkpoint(folder, stepper.model, stepper.optimizer, _fixed(stepper.config), with_slots=whole)
     restore_scaler(stepper.scaler, state.scaler)
     if stepper.sharded is not None:
-        stepper.sharded.drop_others()
+        with open_slots(folder) as read:
+            stepper.sharded.take_slots(read)
     return state
 
 
@@ -100,9 +101,9 @@ def save(
     """
     config, world, sharded = stepper.config, stepper.world, stepper.sharded
     state.scaler = scaler_state(stepper.scaler)
-    if sharded is not None:
-        sharded.gather()
     slots = None
+    if sharded is not None:
+        slots = sharded.gather_slots()
     if stepper.group is not None:
         stepper.group.gather_parameters()
         slots = stepper.group.gather_slots()
@@ -115,10 +116,8 @@ def save(
             also = adapter if config.lora else None
             save_checkpoint(folder, model, stepper.optimizer, state, slots=slots, keep=keep, also=also)
 
-    with whole(model, stepper.optimizer, world):
+    with whole(model, stepper.optimizer if slots is None else None, world):
         world.together(write)
-    if sharded is not None:
-        sharded.drop_others()
 
 
 def put_best_back(stepper: Stepper, best_loss: float | None) -> None:
@@ -131,5 +130,6 @@ def put_best_back(stepper: Stepper, best_loss: float | None) -> None:
 
 def _fixed(config: TrainingConfig) -> dict[str, Any]:
     """The settings that a resumed run must share for its steps to be those of an unbroken one."""
-    keys = ("seed", "max_length", "mixtoken", "group_by_modality_length", "per_device_train_batch_size", "lora")
-    return {key: getattr(config, key) for key in (*keys, "gradient_accumulation_steps", "lora_rank")}
+    keys = ["seed", "max_length", "mixtoken", "group_by_modality_length", "per_device_train_batch_size", "lora"]
+    keys += ["gradient_accumulation_steps", "lora_rank", *(["lora_alpha"] if config.lora else [])]
+    return {key: getattr(config, key) for key in keys}

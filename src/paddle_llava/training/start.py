@@ -45,15 +45,15 @@ def start(
         from paddle_llava.training.parallel import World
         from paddle_llava.training.recipe import train
     say = say or tell
-    check_sharding(config, device)
+    asked = "float16" if config.fp16 else "bfloat16" if config.bf16 else "float32"
+    dtype, notice = compute_dtype(asked)
+    check_sharding(config, device, dtype)
     world = World.join(max(config.tensor_parallel_degree, 1), in_step=config.sharding in ("stage2", "stage3"))
     if world.rank:
         say = _silent
     for note in notes:
         say(note)
     _check_degree(config, world)
-    asked = "float16" if config.fp16 else "bfloat16" if config.bf16 else "float32"
-    dtype, notice = compute_dtype(asked)
     if notice:
         say(notice)
     # O1 keeps float32 parameters and casts for each product; a frozen base under LoRA needs no such care.
@@ -81,13 +81,14 @@ def _silent(_: str) -> None:
     """For the processes beside the first."""
 
 
-def check_sharding(config: TrainingConfig, device: str) -> None:
-    """Raise `LlavaError` for a `sharding` that cannot be had on `device`, or not with the other settings."""
+def check_sharding(config: TrainingConfig, device: str, dtype: str) -> None:
+    """Raise `LlavaError` for a `sharding` that cannot be had on `device`, with products in `dtype`, or not with the
+    other settings."""
     if not config.sharding:
         return
     if config.sharding == "stage1":
-        if config.fp16 and device != "cpu":
-            raise LlavaError('sharding: "stage1" does not go with fp16\'s loss scaling; use bf16, or "stage2"')
+        if dtype == "float16":  # also in the place of the bf16 that an older GPU does not have
+            raise LlavaError('sharding: "stage1" does not go with float16\'s loss scaling; use bf16, or "stage2"')
         return
     if device == "cpu":
         raise LlavaError(
@@ -108,8 +109,9 @@ def _check_output(config: TrainingConfig, folder: Path) -> None:
 
 
 def _check_degree(config: TrainingConfig, world: World) -> None:
-    if config.sharding and config.sharding_parallel_degree not in (-1, world.size):
+    if config.sharding and config.sharding_parallel_degree not in (-1, world.replicas):
+        part = f" of {world.tensor_parallel} processes each" if world.tensor_parallel > 1 else ""
         raise LlavaError(
-            f"sharding_parallel_degree is {config.sharding_parallel_degree}, but this run has {world.size} processes; "
-            "-1 means all of them"
+            f"sharding_parallel_degree is {config.sharding_parallel_degree}, but this run has {world.replicas} "
+            f"replicas of the model{part}; -1 means all of them"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.models.llava import LlavaNetwork
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.group_sharding import GroupSharding, with_picture
+from paddle_llava.training.interruption import StopRequested
 from paddle_llava.training.loss_scale import loss_scaler
 from paddle_llava.training.optimizer import trainable
-from paddle_llava.training.parallel import ShardedOptimizer, World
+from paddle_llava.training.parallel import PeerLost, ShardedOptimizer, World
 from paddle_llava.training.tensor_parallel import allow_split
 
 Batch = Mapping[str, Any]
@@ -80,17 +81,18 @@ class Stepper:
             stopping = stopping or world.any(stop_requested())
             if stopping:
                 break
-            with _autocast(self.dtype, config.fp16_opt_level):
-                micro_loss = self._loss(batch) / targets
-            value = float(micro_loss)
-            if self.group is not None:
-                world.together(partial(self._refuse, [] if math.isfinite(value) else [batch], step, "loss"))
-                micro_loss = micro_loss * world.size  # of which Paddle takes the mean
-            if math.isfinite(value):
-                self.scaler.scale(micro_loss).backward()
-                loss += value
-            else:
-                lost.append(batch)
+            with self._enough_memory(batch, step):
+                with _autocast(self.dtype, config.fp16_opt_level):
+                    micro_loss = self._loss(batch) / targets
+                value = float(micro_loss)
+                if self.group is not None:
+                    world.together(partial(self._refuse, [] if math.isfinite(value) else [batch], step, "loss"))
+                    micro_loss = micro_loss * world.size  # of which Paddle takes the mean
+                if math.isfinite(value):
+                    self.scaler.scale(micro_loss).backward()
+                    loss += value
+                else:
+                    lost.append(batch)
         tokens = sum(batch["input_ids"].size for batch in micro_batches)
         useful = sum(batch["num_tokens"] for batch in micro_batches)
         lost_targets = sum(batch["num_targets"] for batch in lost)
@@ -127,8 +129,8 @@ class Stepper:
             norm = _norm(gradients) / float(self.scaler._scale if self.scaler.is_enable() else 1)
             if math.isfinite(norm) and 0 < self.config.max_grad_norm < norm:
                 _scale(gradients, self.config.max_grad_norm / norm)
-            # The scaler drops a step whose gradients overflow, and lowers its scale.
-            if math.isfinite(norm) or self.scaler.is_enable():
+            # The scaler drops a step whose gradients overflow, and lowers its scale; below 1 that cannot be why.
+            if math.isfinite(norm) or (self.scaler.is_enable() and float(self.scaler._scale) > 1):
                 if self.sharded is not None:
                     self.sharded.step()
                 else:
@@ -137,6 +139,19 @@ class Stepper:
                 norm = norm if math.isfinite(norm) else 0.0
         self.optimizer.clear_grad(set_to_zero=False)
         return norm
+
+    @contextmanager
+    def _enough_memory(self, batch: Batch, step: int) -> Iterator[None]:
+        """Raises `LlavaError` that names the records for which the device's memory is not enough."""
+        try:
+            yield
+        except MemoryError:
+            self.optimizer.clear_grad(set_to_zero=False)
+            error = LlavaError if self.world.size == 1 else PeerLost  # others wait for this process's gradients
+            raise error(
+                f"step {step}: the memory is not enough for {_records(batch)}; set recompute, lower max_length or "
+                "per_device_train_batch_size, or share more out with sharding"
+            ) from None
 
     def is_sound(self) -> bool:
         """Whether what learns are numbers still, in all processes; all of them must ask."""
@@ -188,14 +203,22 @@ def evaluate(
     dtype: str,
     config: TrainingConfig,
     world: World = World(),  # noqa: B008 (frozen)
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> float:
-    """The mean loss over all targets of one pass through `batches`, which the processes share."""
+    """The mean loss over all targets of one pass through `batches`, which the processes share.
+
+    Raises `StopRequested` when a stop was requested meanwhile in any of them.
+    """
     model.eval()
+    stopped = False
 
     def own() -> tuple[float, int]:
+        nonlocal stopped
         loss, targets = 0.0, 0
         with closing(iter(batches)) as stream:
             for number, batch in enumerate(stream):
+                if stopped := stop_requested():
+                    break
                 if number % world.replicas != world.replica:
                     continue
                 with _autocast(dtype, config.fp16_opt_level):
@@ -203,8 +226,11 @@ def evaluate(
                 targets += batch["num_targets"]
         return loss, targets
 
-    loss, targets = world.sum(*world.together(own))
+    own_loss, own_targets = world.together(own)
+    loss, targets, stops = world.sum(own_loss, own_targets, float(stopped))
     model.train()
+    if stops:
+        raise StopRequested
     return loss / max(targets, 1)
 
 

@@ -53,15 +53,18 @@ def put_together(model: LlavaNetwork) -> None:
 
 
 @contextmanager
-def whole(model: LlavaNetwork, optimizer: paddle.optimizer.Optimizer, world: World) -> Iterator[None]:
-    """Let the first process hold whole parameters and optimizer state meanwhile, in the host's memory, to be written.
+def whole(model: LlavaNetwork, optimizer: paddle.optimizer.Optimizer | None, world: World) -> Iterator[None]:
+    """Let the first process hold whole parameters and an `optimizer`'s state meanwhile, in the host's memory, to be
+    written.
 
     All processes must come here; the model cannot be run meanwhile.
     """
     put_back: list[tuple[MutableMapping[str, Any], str, Tensor]] = []
     if world.tensor_parallel > 1 and world.replica == 0:
-        optimizer_slots(optimizer, trainable(model))  # all there, in the same order everywhere
-        states = [*optimizer._accumulators.values(), optimizer._master_weights]
+        states: list[dict[str, Tensor]] = []
+        if optimizer is not None:
+            optimizer_slots(optimizer, trainable(model))  # all there, in the same order everywhere
+            states = [*optimizer._accumulators.values(), optimizer._master_weights]
         slots = [(state, key, tensor) for state in states for key, tensor in state.items() if tensor.is_dist()]
         for holder, key, tensor in (*_split_parameters(model), *slots):
             stand_in = _whole(tensor, paddle.CPUPlace())
