@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from paddle_llava.checkpoints.adapter import Merged, read_adapter
+from paddle_llava.checkpoints.adapter import Merged, foreign_base, read_adapter
 from paddle_llava.checkpoints.vocabulary import extend_vocabulary
 from paddle_llava.checkpoints.write import MAX_SHARD_BYTES, Progress, TensorSource, write_checkpoint
 from paddle_llava.config import Layout
+from paddle_llava.console import note
 from paddle_llava.errors import LlavaError
 from paddle_llava.pretrained import find_pretrained
 from paddle_llava.processing.processor import LlavaProcessor
@@ -41,7 +42,10 @@ def convert(
         _begin(target, processor, layout)
         tensors: TensorSource = weights
         if lora_path is not None:
-            tensors = Merged(weights, read_adapter(Path(lora_path).expanduser(), pretrained.config), dtype)
+            adapter = read_adapter(Path(lora_path).expanduser(), pretrained.config)
+            if foreign := foreign_base(adapter, str(source)):
+                note(foreign)
+            tensors = Merged(weights, adapter, dtype)
         if layout == "hf":
             tensors, config = extend_vocabulary(tensors, config)
         write_checkpoint(

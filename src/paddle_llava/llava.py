@@ -15,7 +15,7 @@ import paddle
 from paddle import Tensor
 from paddle.utils.dlpack import from_dlpack
 
-from paddle_llava.checkpoints.adapter import Merged, read_adapter
+from paddle_llava.checkpoints.adapter import Merged, foreign_base, read_adapter
 from paddle_llava.checkpoints.dtypes import to_dtype
 from paddle_llava.checkpoints.vocabulary import extend_vocabulary
 from paddle_llava.checkpoints.write import TensorSource, write_checkpoint
@@ -82,7 +82,10 @@ class LlavaForConditionalGeneration(LlavaNetwork):
         with pretrained.open_weights() as checkpoint:
             tensors: TensorSource = checkpoint
             if lora_path is not None:
-                tensors = Merged(checkpoint, read_adapter(Path(lora_path).expanduser(), pretrained.config), dtype)
+                adapter = read_adapter(Path(lora_path).expanduser(), pretrained.config)
+                if foreign := foreign_base(adapter, str(name_or_path)):
+                    warnings.warn(foreign, stacklevel=2)
+                tensors = Merged(checkpoint, adapter, dtype)
             return cls.from_tensors(pretrained.config, tensors, dtype, progress)
 
     @classmethod

@@ -72,7 +72,7 @@ def find_pretrained(name_or_path: str | Path) -> Pretrained:
     tower = separate_tower(raw)
     vision = read_json(hub.tower_folder(tower) / "config.json") if tower else None
     config = LlavaConfig.from_dict(raw, vision=vision, where=str(path))
-    settings = image_settings(folder)
+    settings = image_settings(folder) or (image_settings(hub.tower_folder(tower)) if tower else None)
     images = ImageProcessor.from_config(
         config, read_json(settings) if settings else None, where=str(settings or folder)
     )

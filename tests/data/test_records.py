@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_llava.data.forms import read_record
-from paddle_llava.data.records import RecordFile
+from paddle_llava.data.records import FileChanged, RecordFile
 from paddle_llava.errors import LlavaError
 from paddle_llava.processing.conversation import IMAGE, Message, encode, render
 from paddle_llava.processing.processor import LlavaProcessor
@@ -271,6 +271,16 @@ def test_a_pickled_file_does_not_search_again(write: Write, monkeypatch: pytest.
     path.write_text("[1]")
     with pytest.raises(LlavaError, match="has changed"):
         pickle.loads(pickled)  # noqa: S301
+
+
+@pytest.mark.parametrize("text", ["[]", '[{"conversations": [["Q", "another"]]}, {}]'])
+def test_a_file_that_is_written_over_meanwhile_is_told(write: Write, text: str) -> None:
+    """And does not end the process, as looking beyond the end of a mapped file does."""
+    path = write([{"conversations": [["Q", "A" * 10_000]]}] * 2)
+    file = RecordFile(path)
+    path.write_text(text)
+    with pytest.raises(FileChanged, match=r"the file has changed since it was opened; start again"):
+        file[1]
 
 
 def test_indices_end_where_records_do(write: Write) -> None:

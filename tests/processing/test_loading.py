@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
 from paddle_llava.errors import LlavaError
+from paddle_llava.processing.costly import jpeg_scans, tiff_strips
 from paddle_llava.processing.fetching import ImageLimits
 from paddle_llava.processing.loading import load_image
 
@@ -387,6 +388,39 @@ def test_bombs_are_refused_by_their_declared_size(size: tuple[int, int], tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Pillow's own warning would be a second line
         assert f"has {size[0]}x{size[1]} pixels, more than the 100,000,000 allowed" in refusal(path)
+
+
+def test_jpegs_of_many_scans_are_refused() -> None:
+    """Each costs a pass through the whole picture: a few KB of them would cost hours."""
+    sound = encoded(Image.fromarray(np.tile(GREY, (20, 20))), "JPEG", progressive=True, quality=90)
+    last = sound.rindex(b"\xff\xda")
+    with_scans = sound[:-2] + sound[last:-2] * 100 + sound[-2:]
+    assert 2 < jpeg_scans(sound) < 20
+    assert load_image(f"data:image/jpeg;base64,{base64.b64encode(sound).decode()}").size == (400, 240)
+    with pytest.raises(LlavaError, match="JPEG of more than 64 scans, which would take too long"):
+        load_image(f"data:image/jpeg;base64,{base64.b64encode(with_scans).decode()}")
+    thumbnail = b"\xff\xe1" + (2 + 80 * 4).to_bytes(2, "big") + b"\xff\xda\0\2" * 80
+    trailer = bytes(range(256)) + b"\xff\xda" * 200  # as of a film behind the picture
+    assert jpeg_scans(sound[:2] + thumbnail + sound[2:] + trailer) == jpeg_scans(sound)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_tiffs_of_many_strips_are_refused(big: bool) -> None:
+    order = "<"
+    entries = [(256, 4, 1, 1), (257, 4, 1, 200_000), (273, 4, 200_000, 8), (279, 4, 200_000, 8)]
+    if big:
+        head = struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, len(entries))
+        data = head + b"".join(struct.pack(order + "HHQQ", *entry) for entry in entries)
+    else:
+        head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+        data = head + b"".join(struct.pack(order + "HHII", *entry) for entry in entries)
+    assert tiff_strips(data) == 200_000
+    with pytest.raises(LlavaError, match="TIFF of more than 100,000 strips"):
+        load_image(f"data:image/tiff;base64,{base64.b64encode(data).decode()}")
+    image = Image.fromarray(np.tile(GREY, (20, 1)))
+    assert tiff_strips(encoded(image, "TIFF", big_tiff=big)) == 1
+    assert tiff_strips(encoded(image, "TIFF", strip_size=20, compression="tiff_lzw")) == 240
+    assert tiff_strips(data[:20]) == 0
 
 
 def test_bounds_are_the_callers(tmp_path: Path) -> None:

@@ -115,6 +115,21 @@ def read_adapter(folder: Path, config: LlavaConfig) -> Adapter:
     return adapter
 
 
+def foreign_base(adapter: Adapter, name: str) -> str | None:
+    """A sentence when the adapter was made for another of the published models than the one of that `name`, whose
+    shapes may be the same."""
+    ours, theirs = map(_published, (name, adapter.base_model or ""))
+    if not ours or not theirs or ours == theirs:
+        return None
+    return f"the adapter was trained for {adapter.base_model}, and not for {name}: answers may make no sense"
+
+
+def _published(name: str) -> str | None:
+    """`1.5-7b` of `liuhaotian/llava-v1.5-7b` and `llava-hf/llava-1.5-7b-hf`; None for a name of one's own."""
+    found = re.search(r"llava-v?(1\.[56](?:-vicuna)?-(?:7|13)b)(?:-hf)?/?$", name.lower())
+    return found[1] if found else None
+
+
 class Merged:
     """The tensors of a base model with an adapter added, one at a time.
 

@@ -18,6 +18,7 @@ from paddle_llava.data.collate import Batch, PreparedSample, collate, prepare_sa
 from paddle_llava.data.encoding import EncodedSample, encode_sample
 from paddle_llava.data.mixture import Mixture
 from paddle_llava.data.packing import Rows, modality_batches, packed_batches, plain_batches
+from paddle_llava.data.records import FileChanged
 from paddle_llava.errors import LlavaError
 from paddle_llava.processing.processor import LlavaProcessor
 
@@ -128,6 +129,8 @@ class BatchMaker:
         def attempt(place: int) -> tuple[int, T] | LlavaError:
             try:
                 return int(place), make(int(place))
+            except FileChanged:
+                raise
             except LlavaError as error:
                 if self.settings.on_bad_sample == "error":
                     raise

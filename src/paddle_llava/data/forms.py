@@ -31,6 +31,11 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.processing.conversation import IMAGE, Message, Segment
 from paddle_llava.processing.tokenizer import IMAGE_TOKEN
 
+STRAY = {
+    *("image", "images", "img", "imgs", "picture", "pictures", "video", "videos"),
+    *("image_path", "image_paths", "image_file", "image_files", "image_url", "image_urls", "image_name"),
+}
+
 Role = Literal["system", "user", "assistant"]
 ROLES: dict[Any, Role] = {
     "user": "user",
@@ -101,12 +106,19 @@ def _contents(record: Any) -> Contents:
     if len(own_images) == 1 and not pictures and turns:
         turns[0].parts.insert(0, _Picture())
         pictures = [_Picture()]
+    if not pictures and not own_images and (stray := next(_stray_pictures(record), None)):
+        raise LlavaError(f"{stray[:60]!r} is no key of pictures here, and the record has no other; name it image")
     places = pictures.count(_Picture())
     if places != len(own_images):
         raise LlavaError(f"{places} {IMAGE_TOKEN} for {len(own_images)} pictures; each needs its place in a question")
     rest = iter(own_images)
     images = tuple(next(rest) if picture.source is None else picture.source for picture in pictures)
     return Contents(images, tuple(map(_message, turns)), system)
+
+
+def _stray_pictures(record: dict[str, Any]) -> Iterator[str]:
+    """Keys by which other programs know pictures; such a record would be learnt blind, without a word."""
+    return (key for key, value in record.items() if value and key.lower() in STRAY)
 
 
 def _own_images(record: dict[str, Any]) -> list[str]:

@@ -43,13 +43,17 @@ def record_name(file: str, number: int, line: int | None) -> str:
     return f"{file}: record {number}" + (f" (line {line})" if line else "")
 
 
+class FileChanged(LlavaError):
+    """A training file was written to while it was read: no record of it is where it was."""
+
+
 class RecordFile:
     """The samples of a training file, each parsed when it is asked for: `len(file)`, `file[0]`.
 
     Relative paths of pictures start at `image_folder`, or else at the file's own folder. Opening reads the file
     through once and raises `LlavaError` when it is no list of records; asking for a record raises it, with its
-    number, when it cannot be a sample. `read` makes the contents of a sample of what its JSON says. Pickling carries
-    the places of the records, so that a worker process need not search again.
+    number, when it cannot be a sample, and `FileChanged`. `read` makes the contents of a sample of what its JSON says.
+    Pickling carries the places of the records, so that a worker process need not search again.
     """
 
     def __init__(
@@ -62,16 +66,19 @@ class RecordFile:
         self.path = Path(path)
         self.read = read
         self.image_folder = self.path.parent if image_folder is None else Path(os.path.expanduser(image_folder))
-        self._data = map_file(self.path)
-        self._spans, self._lines = find_records(self._data, str(self.path))
+        with map_file(self.path) as data:
+            self._spans, self._lines = find_records(data, str(self.path))
+        # Read and not mapped from here on: of a mapped file that somebody shortens, the next look ends the process.
+        self._file = self.path.open("rb", buffering=0)
+        self._state = self._present_state()
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, index: int) -> Sample:
-        name = self.name(index)
+        name, raw = self.name(index), self.raw(index)
         try:
-            images, messages, system = self.read(json.loads(self.raw(index).decode()))
+            images, messages, system = self.read(json.loads(raw.decode()))
         except json.JSONDecodeError as error:
             raise LlavaError(f"{name}: not valid JSON: {error.msg} (column {error.pos + 1})") from None
         except UnicodeDecodeError:
@@ -98,8 +105,19 @@ class RecordFile:
         """The bytes of a record as they stand in the file."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        start, end = self._spans[index]
-        return self._data[start:end]
+        start, end = map(int, self._spans[index])
+        content = os.pread(self._file.fileno(), end - start, start)
+        self._check_state()
+        return content
+
+    def _present_state(self) -> tuple[int, int]:
+        """Size and time."""
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def _check_state(self) -> None:
+        if self._present_state() != self._state:
+            raise FileChanged(f"{self.path}: the file has changed since it was opened; start again")
 
     def _line(self, index: int) -> int | None:
         return None if self._lines is None else int(self._lines[index])
@@ -108,10 +126,9 @@ class RecordFile:
         return source if ADDRESS.match(source) else os.path.join(self.image_folder, os.path.expanduser(source))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_data": len(self._data)}
+        return {key: value for key, value in vars(self).items() if key != "_file"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._data = map_file(self.path)
-        if len(self._data) != state["_data"]:
-            raise LlavaError(f"{self.path}: the file has changed since training began; start again")
+        self._file = self.path.open("rb", buffering=0)
+        self._check_state()

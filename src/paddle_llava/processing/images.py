@@ -253,7 +253,7 @@ def _read_mode(raw: dict[str, Any], config: LlavaConfig, where: str) -> tuple[Mo
     kind = kind.removesuffix("Fast").removesuffix("Pil")
     if kind not in PROCESSOR_TYPES:
         raise LlavaError(f"{where}: {key} {raw[key]!r} is not supported ({', '.join(PROCESSOR_TYPES)})")
-    edge, both = _read_size(raw, "size", config.vision.image_size, where)
+    edge, both = read_size(raw, "size", config.vision.image_size, where)
     if config.image_grid_pinpoints:
         return "anyres", edge
     if kind == "LlavaNextImageProcessor":
@@ -269,7 +269,7 @@ def _check_sizes(raw: dict[str, Any], mode: Mode, edge: int, config: LlavaConfig
     crops = raw.get("do_center_crop", True)
     if not crops and mode == "crop":
         raise LlavaError(f"{where}: do_center_crop false leaves pictures that are not square")
-    result = _read_size(raw, "crop_size", tile, where)[0] if crops else edge
+    result = read_size(raw, "crop_size", tile, where)[0] if crops else edge
     if result != tile:
         key = "crop_size" if crops else "size"
         raise LlavaError(f"{where}: {key} is {result}, but the vision tower takes {tile}x{tile} pictures")
@@ -280,7 +280,7 @@ def _check_sizes(raw: dict[str, Any], mode: Mode, edge: int, config: LlavaConfig
         raise LlavaError(f"{where}: image_grid_pinpoints differ from those of the model, {pinpoints}")
 
 
-def _read_size(raw: dict[str, Any], key: str, default: int, where: str) -> tuple[int, bool]:
+def read_size(raw: dict[str, Any], key: str, default: int | None, where: str) -> tuple[int, bool]:
     """The edge that `raw[key]` asks for, and whether both sides become it regardless of the aspect ratio."""
     value = raw.get(key, default)
     both = isinstance(value, dict) and value.keys() == {"height", "width"} and value["height"] == value["width"]

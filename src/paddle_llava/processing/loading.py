@@ -25,6 +25,7 @@ from PIL import (
 )
 
 from paddle_llava.errors import LlavaError
+from paddle_llava.processing.costly import why_too_costly
 from paddle_llava.processing.fetching import ImageLimits, fetch, shown
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -202,6 +203,8 @@ def decode_image(
         raise LlavaError(f"{name} returned {content_type[:60]!r}, not a picture")
     if opener is None:
         raise LlavaError(f"{name} is not a picture of a known format ({FORMATS})")
+    if costly := why_too_costly(data):
+        raise LlavaError(f"{name} {costly}, which would take too long to decode; save it anew as an ordinary one")
     try:
         image = opener(BytesIO(data))
     except Exception as error:  # hostile bytes can make a decoder raise anything

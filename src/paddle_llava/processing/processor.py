@@ -17,7 +17,7 @@ from paddle_llava.pretrained import PREPROCESSOR, PROCESSOR, find_pretrained, im
 from paddle_llava.processing.boxes import Box, answer_boxes
 from paddle_llava.processing.companions import read_companions
 from paddle_llava.processing.conversation import encode, parse_prompt
-from paddle_llava.processing.images import ImageProcessor
+from paddle_llava.processing.images import ImageProcessor, read_size
 from paddle_llava.processing.loading import ImageSource, load_image
 from paddle_llava.processing.template_choice import template_for
 from paddle_llava.processing.templates import TEMPLATES, Template
@@ -65,6 +65,16 @@ class LlavaProcessor:
             config = _config_from_processor(folder / PROCESSOR, raw, tokenizer)
             images = ImageProcessor.from_config(config, raw, where=str(path))
         joint = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
+        if tokenizer.image_token_id is None and config.image_token_id >= 0:
+            raise LlavaError(
+                f"{folder}: the tokenizer has no {IMAGE_TOKEN}, which is token {config.image_token_id} in config.json; "
+                "its files are from another checkpoint, fetch them again"
+            )
+        if tokenizer.num_pieces > config.text.vocab_size:
+            raise LlavaError(
+                f"{folder}: the tokenizer has {tokenizer.num_pieces} pieces, and the model of config.json only "
+                f"{config.text.vocab_size}; one of the two is from another checkpoint"
+            )
         if tokenizer.image_token_id not in (None, config.image_token_id):
             raise LlavaError(
                 f"{folder}: {IMAGE_TOKEN} is token {tokenizer.image_token_id} of the tokenizer, but image token "
@@ -173,10 +183,10 @@ def _config_from_processor(path: Path, images: dict[str, Any], tokenizer: Tokeni
     settings, images = read_json(path), images.get("image_processor", images)
     if not isinstance(images, dict) or not isinstance(settings.get("patch_size"), int):
         raise LlavaError(f"{path}: image_processor and patch_size are needed where there is no config.json")
-    crop = images.get("crop_size") or images.get("size") or {}
-    side = crop if isinstance(crop, int) else crop.get("height", crop.get("shortest_edge"))
+    key = "crop_size" if images.get("crop_size") else "size"
+    side, _ = read_size(images, key, None, str(path))
     raw = {
-        "model_type": "llava_next" if "image_grid_pinpoints" in images else "llava",
+        "model_type": "llava_next" if images.get("image_grid_pinpoints") is not None else "llava",
         "image_grid_pinpoints": images.get("image_grid_pinpoints"),
         "image_token_index": tokenizer.image_token_id,
         "text_config": {"vocab_size": tokenizer.vocab_size},

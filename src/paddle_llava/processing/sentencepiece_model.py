@@ -17,6 +17,7 @@ from paddle_llava.errors import LlavaError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 BPE = 2
+LONGEST_PIECE = 1000
 
 UNDERSCORE = "▁"
 REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": UNDERSCORE}
@@ -107,7 +108,10 @@ def _parse(data: bytes) -> tuple[list[tuple[str, float, int]], int, bool, bool]:
         if field == 1:
             piece = dict(_fields(_message(value)))
             score = struct.unpack("<f", _message(piece[2]))[0] if 2 in piece else 0.0
-            pieces.append((_message(piece.get(1, b"")).decode(), score, piece.get(3, NORMAL)))
+            text = _message(piece.get(1, b""))
+            if len(text) > LONGEST_PIECE:  # all ways to divide it are tried
+                raise ValueError(f"a piece of {len(text)} bytes")
+            pieces.append((text.decode(), score, piece.get(3, NORMAL)))
         elif field == 2:
             trainer = dict(_fields(_message(value)))
             kind, suffix = trainer.get(3, kind), bool(trainer.get(24, 0))

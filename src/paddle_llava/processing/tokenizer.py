@@ -84,6 +84,8 @@ class Tokenizer:
         self._only_first_prefixed = metaspace is not None and metaspace.prepend_scheme == "first"
 
         pieces = self._backend.get_vocab(with_added_tokens=False)
+        self.num_pieces = len(pieces)
+        """Of the vocabulary itself, without what was added to it."""
         self.byte_ids = frozenset(index for piece, index in pieces.items() if BYTE_PIECE.fullmatch(piece))
         self.longest_piece: int = max(map(len, pieces), default=1)
         words = (index for piece, index in pieces.items() if piece.isalnum() and piece not in special)
