@@ -17,6 +17,7 @@ from paddle_llava import LlavaError, LlavaForConditionalGeneration, LlavaProcess
 from paddle_llava.checkpoints.names import stored_names
 from paddle_llava.checkpoints.write import ArraySource, write_checkpoint
 from paddle_llava.config import ORIGINAL_IMAGE_TOKEN_ID, Layout
+from paddle_llava.pretrained import find_pretrained
 from reference_cases import CASES, CHECKPOINTS, FIXTURES
 
 
@@ -126,6 +127,37 @@ def test_what_is_done_to_pictures_stands_in_the_original_form(
     processor.save_pretrained(saved, layout)
     assert LlavaProcessor.from_pretrained(saved).image_processor == processor.image_processor
     assert processor.image_processor.image_aspect_ratio == said
+
+
+def test_a_separate_tower_brings_its_own_preprocessing(tmp_path: Path) -> None:
+    tower, folder = tmp_path / "tower", tmp_path / "original"
+    LlavaForConditionalGeneration.from_pretrained(FIXTURES / "v1_5").save_pretrained(folder, "original")
+    tower.mkdir()
+    vision = json.loads((FIXTURES / "v1_5" / "config.json").read_text())["vision_config"]
+    (tower / "config.json").write_text(json.dumps(vision))
+    (tower / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    raw = json.loads((folder / "config.json").read_text())
+    del raw["vision_config"]
+    (folder / "config.json").write_text(json.dumps(raw | {"mm_vision_tower": str(tower)}))
+    images = find_pretrained(folder).image_processor
+    assert (images.image_mean, images.image_std) == ((0.5,) * 3, (0.25,) * 3)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    """Which would give ids that the model has no embedding of, and no places for pictures."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(FIXTURES / "v1_5", folder)
+    config, tokenizer = json.loads((folder / "config.json").read_text()), folder / "tokenizer.json"
+    smaller = config | {"text_config": config["text_config"] | {"vocab_size": 100}}
+    (folder / "config.json").write_text(json.dumps(smaller))
+    with pytest.raises(LlavaError, match=r"the tokenizer has \d+ pieces, and the model of config.json only 100"):
+        LlavaProcessor.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    raw = json.loads(tokenizer.read_text())
+    raw["added_tokens"] = [token for token in raw["added_tokens"] if token["id"] < 512]
+    tokenizer.write_text(json.dumps(raw))
+    with pytest.raises(LlavaError, match="the tokenizer has no <image>, which is token"):
+        LlavaProcessor.from_pretrained(folder)
 
 
 def test_an_original_vocabulary_gets_an_image_token(tmp_path: Path) -> None:

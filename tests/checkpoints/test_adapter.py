@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 
 from paddle_llava import LlavaError, LlavaForConditionalGeneration
 from paddle_llava.checkpoints import adapter as adapter_module
-from paddle_llava.checkpoints.adapter import SETTINGS, WEIGHTS, Adapter, Merged, read_adapter, write_adapter
+from paddle_llava.checkpoints.adapter import (
+    SETTINGS,
+    WEIGHTS,
+    Adapter,
+    Merged,
+    foreign_base,
+    read_adapter,
+    write_adapter,
+)
 from paddle_llava.checkpoints.dtypes import to_dtype
 from paddle_llava.checkpoints.names import parameter_shapes, stored_names
 from paddle_llava.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
@@ -296,6 +304,22 @@ def test_folders_without_an_adapter(tmp_path: Path, written: Path, v15: LlavaCon
     assert "not valid JSON" in error_of(written, v15)
     (written / SETTINGS).write_text("[]")
     assert "a JSON object is expected" in error_of(written, v15)
+
+
+@pytest.mark.parametrize(
+    ("trained_for", "given", "is_foreign"),
+    [
+        ("liuhaotian/llava-v1.5-7b", "llava-hf/llava-1.5-7b-hf", False),
+        ("liuhaotian/llava-v1.5-7b", "/models/llava-v1.5-7b/", False),
+        ("liuhaotian/llava-v1.5-7b", "llava-hf/llava-v1.6-vicuna-7b-hf", True),
+        ("liuhaotian/llava-v1.6-vicuna-7b", "liuhaotian/llava-v1.6-vicuna-13b", True),
+        ("my-model", "llava-hf/llava-1.5-7b-hf", False),
+        ("liuhaotian/llava-v1.5-7b", "/models/mine", False),
+        ("", "llava-hf/llava-1.5-7b-hf", False),
+    ],
+)
+def test_an_adapter_of_another_published_model_is_told(trained_for: str, given: str, is_foreign: bool) -> None:
+    assert bool(foreign_base(Adapter(4, 8.0, base_model=trained_for), given)) is is_foreign
 
 
 def test_damaged_weights(written: Path, v15: LlavaConfig) -> None:

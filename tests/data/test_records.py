@@ -169,6 +169,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "not an object": (5, "an object is expected, found 5"),
     "a list": ([1], "an object is expected, found a list"),
     "no conversation": ({"image": "a"}, "conversations .* found nothing"),
+    "a picture of another name": ({"Image": "a.jpg", "conversations": [PAIR]}, "'Image' is no key of pictures here"),
+    "a film": (
+        {"video": "a.mp4", "messages": [human("Q"), {"role": "assistant", "content": "A"}]},
+        "'video' is no key",
+    ),
     "empty conversation": ({"conversations": []}, "found a list without anything"),
     "a conversation of text": ({"conversations": "Q"}, "found 'Q'"),
     "a turn of text": ({"conversations": ["Q"]}, "item 1: a pair or an object is expected, found 'Q'"),

@@ -118,7 +118,7 @@ def read_adapter(folder: Path, config: LlavaConfig) -> Adapter:
 def foreign_base(adapter: Adapter, name: str) -> str | None:
     """A sentence when the adapter was made for another of the published models than the one of that `name`, whose
     shapes may be the same."""
-    ours, theirs = map(_published, (name, adapter.base_model or ""))
+    ours, theirs = map(_published, (name, adapter.base_model))
     if not ours or not theirs or ours == theirs:
         return None
     return f"the adapter was trained for {adapter.base_model}, and not for {name}: answers may make no sense"

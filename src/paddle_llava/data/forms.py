@@ -106,7 +106,8 @@ def _contents(record: Any) -> Contents:
     if len(own_images) == 1 and not pictures and turns:
         turns[0].parts.insert(0, _Picture())
         pictures = [_Picture()]
-    if not pictures and not own_images and (stray := next(_stray_pictures(record), None)):
+    has_any = bool(own_images) or any(picture.source is not None for picture in pictures)
+    if not has_any and (stray := next(_stray_pictures(record), None)):
         raise LlavaError(f"{stray[:60]!r} is no key of pictures here, and the record has no other; name it image")
     places = pictures.count(_Picture())
     if places != len(own_images):
