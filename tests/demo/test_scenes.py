@@ -21,7 +21,7 @@ from paddle_llava.demo.scenes import Scene, draw_scene, paint
 from paddle_llava.processing.boxes import format_box, to_padded_frame
 
 PICTURES = ["e48fc85b32f93b04", "377eaf57a4c89606", "bd45c8a7a9854e98"]
-DOCUMENT = "2003769e67e6c27b"
+DOCUMENT = "1e509ed99b6a0c70"
 SPLITS = ("train", "heldout")
 GROUND = Ground("street", "day", 0.45, 0.55, 0.85)
 

@@ -404,7 +404,7 @@ def test_whole_pictures_are_not_kept(demo_checkpoint: Path, monkeypatch: pytest.
     service = scripted_service(demo_checkpoint, {})
     pictures = [data_uri(noise(90, 120, seed=number)) for number in range(8)]
     asked = ChatRequest.model_validate({"messages": [user("Which?", *pictures)]})
-    assert len(asyncio.run(service.intake.pictures(asked))) == 8
+    assert len(asyncio.run(service.intake.pictures(asked, service._preparer()))) == 8
     service.intake.close()
     assert max(at_a_time) <= intake.DECODERS
     assert not any(known() for known in decoded)

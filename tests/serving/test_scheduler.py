@@ -343,7 +343,7 @@ def test_draining_takes_no_more_and_ends_in_time(world: World) -> None:
 def test_limits_that_make_no_sense() -> None:
     with pytest.raises(LlavaError, match="max_batch must be greater than 0"):
         ServingLimits(max_batch=0)
-    with pytest.raises(LlavaError, match="max_batch must be at most 16"):
+    with pytest.raises(LlavaError, match="--max-batch must be at most 16"):
         Scheduler(Counting(), ServingLimits(max_batch=17), Metrics(), lambda _: None)  # type: ignore[arg-type]
 
 
