@@ -150,7 +150,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     config, tokenizer = json.loads((folder / "config.json").read_text()), folder / "tokenizer.json"
     smaller = config | {"text_config": config["text_config"] | {"vocab_size": 100}}
     (folder / "config.json").write_text(json.dumps(smaller))
-    with pytest.raises(LlavaError, match=r"the tokenizer has \d+ pieces, and the model of config.json only 100"):
+    with pytest.raises(LlavaError, match=r"the tokenizer has \d+ pieces, and vocab_size in config.json is only 100"):
         LlavaProcessor.from_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
     raw = json.loads(tokenizer.read_text())

@@ -72,7 +72,7 @@ class LlavaProcessor:
             )
         if tokenizer.num_pieces > config.text.vocab_size:
             raise LlavaError(
-                f"{folder}: the tokenizer has {tokenizer.num_pieces} pieces, and the model of config.json only "
+                f"{folder}: the tokenizer has {tokenizer.num_pieces} pieces, and vocab_size in config.json is only "
                 f"{config.text.vocab_size}; one of the two is from another checkpoint"
             )
         if tokenizer.image_token_id not in (None, config.image_token_id):

@@ -119,7 +119,7 @@ def load_checkpoint(
     """
     state = _read_state(folder / STATE)
     for key, value in json.loads(json.dumps(fixed)).items():
-        was = state.fixed.get(key, value)
+        was = state.fixed.get(key)
         if was != value:
             raise LlavaError(
                 f"{folder}: was made with {key} = {was!r}, now it is {value!r}; resume with the same value"
