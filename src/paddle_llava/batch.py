@@ -149,10 +149,10 @@ class Batch:
 
 
 def _read(record: Any, prompt: str | None) -> Contents:
-    if prompt is not None and isinstance(record, dict) and not record.keys() & {"prompt", "messages", "conversations"}:
+    if isinstance(record, dict) and not record.keys() & {"prompt", "messages", "conversations"}:
+        if prompt is None:
+            raise LlavaError('there is no question: give the record a "prompt", or one to all such with --prompt')
         record = {**record, "prompt": prompt}
-    elif isinstance(record, dict) and not record.keys() & {"prompt", "messages", "conversations"}:
-        raise LlavaError('there is no question: give the record a "prompt", or one to all such with --prompt')
     return read_question(record)
 
 
