@@ -276,6 +276,9 @@ def test_a_pickled_file_does_not_search_again(write: Write, monkeypatch: pytest.
     path.write_text("[1]")
     with pytest.raises(LlavaError, match="has changed"):
         pickle.loads(pickled)  # noqa: S301
+    path.unlink()
+    with pytest.raises(LlavaError, match="cannot be read any more"):
+        pickle.loads(pickled)  # noqa: S301
 
 
 @pytest.mark.parametrize("text", ["[]", '[{"conversations": [["Q", "another"]]}, {}]'])

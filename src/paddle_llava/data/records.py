@@ -130,5 +130,8 @@ class RecordFile:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._file = self.path.open("rb", buffering=0)
+        try:
+            self._file = self.path.open("rb", buffering=0)
+        except OSError as error:
+            raise FileChanged(f"{self.path}: cannot be read any more ({error.strerror or error})") from None
         self._check_state()

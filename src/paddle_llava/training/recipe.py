@@ -51,8 +51,8 @@ def train(
 
     Raises `LlavaError` for data that cannot be used, for a loss that is no number, naming the records, and when SIGTERM
     has come: a checkpoint is saved first, unless the weights are no numbers any more. After the last step it has no
-    effect: the result and its report are written first. SIGINT (Ctrl-C) saves none, but
-    lets one be written to its end; then `KeyboardInterrupt` is raised, and said before how to go on.
+    effect: the result and its report are written first. SIGINT (Ctrl-C) saves none, but lets one be written to its end;
+    then `KeyboardInterrupt` is raised, and said before how to go on.
     """
     output_dir, quiet = Path(config.output_dir).expanduser(), world.rank > 0
     prepare(model, config)
