@@ -253,6 +253,21 @@ def test_a_set_with_a_missing_shard_is_not_chosen(pattern: str, total: int, data
 # --- connections that break -----------------------------------------------------------------------
 
 
+def test_a_link_that_another_process_made_stays(tmp_path: Path) -> None:
+    """It may be reading through it."""
+    blob, pointer = tmp_path / "blobs" / "0a", tmp_path / "snapshots" / "config.json"
+    for path in (blob, pointer):
+        path.parent.mkdir()
+    blob.write_text("{}")
+    transfer._link(blob, pointer)
+    first = pointer.lstat().st_ino
+    transfer._link(blob, pointer)
+    assert pointer.lstat().st_ino == first
+    other = blob.with_name("0b")
+    transfer._link(other, pointer)
+    assert os.readlink(pointer) == "../blobs/0b"
+
+
 @pytest.mark.parametrize("kind", ["cut", "reset"])
 def test_a_cut_transfer_continues_where_it_was_cut(hub: HubServer, waits: list[float], kind: str) -> None:
     hub.faults[SHARD] = Fault(kind, times=2)  # type: ignore[arg-type]

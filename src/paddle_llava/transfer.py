@@ -90,9 +90,12 @@ def _size(path: Path) -> int:
 
 
 def _link(blob: Path, pointer: Path) -> None:
+    goal = os.path.relpath(blob, pointer.parent)
+    if pointer.is_symlink() and os.readlink(pointer) == goal:
+        return  # another process made it, and may be reading through it
     pointer.unlink(missing_ok=True)
     try:
-        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+        pointer.symlink_to(goal)
     except OSError:  # Windows without the right to make links
         os.replace(blob, pointer)
 

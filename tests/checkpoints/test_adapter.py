@@ -313,6 +313,8 @@ def test_folders_without_an_adapter(tmp_path: Path, written: Path, v15: LlavaCon
         ("liuhaotian/llava-v1.5-7b", "/models/llava-v1.5-7b/", False),
         ("liuhaotian/llava-v1.5-7b", "llava-hf/llava-v1.6-vicuna-7b-hf", True),
         ("liuhaotian/llava-v1.6-vicuna-7b", "liuhaotian/llava-v1.6-vicuna-13b", True),
+        ("liuhaotian/llava-v1.5-7b", "/hub/models--llava-hf--llava-1.5-7b-hf/snapshots/0a1b", False),
+        ("liuhaotian/llava-v1.5-7b", "/hub/models--llava-hf--llava-1.5-13b-hf/snapshots/0a1b", True),
         ("my-model", "llava-hf/llava-1.5-7b-hf", False),
         ("liuhaotian/llava-v1.5-7b", "/models/mine", False),
         ("", "llava-hf/llava-1.5-7b-hf", False),

@@ -124,7 +124,25 @@ def test_lora_is_merged(tmp_path: Path) -> None:
     assert np.abs(logits(*open_model(str(tmp_path / "out"))) - merged).max() < 1e-4
 
 
-def an_adapter(folder: Path) -> Path:
+def test_an_adapter_of_another_published_model_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = shutil.copytree(FIXTURES / "v1_6", tmp_path / "llava-v1.6-vicuna-13b-hf")
+    adapter = an_adapter(tmp_path / "adapter", trained_for="liuhaotian/llava-v1.6-vicuna-7b")
+    command = [
+        "chat",
+        "--model-path",
+        str(model),
+        "--lora-path",
+        str(adapter),
+        "--prompt",
+        "Hi",
+        "--max-new-tokens",
+        "1",
+    ]
+    assert main([*command, "--engine", "openvino"]) == 0
+    assert "was trained for liuhaotian/llava-v1.6-vicuna-7b, and not for" in capsys.readouterr().err
+
+
+def an_adapter(folder: Path, trained_for: str = "") -> Path:
     from paddle_llava.checkpoints.adapter import Adapter, write_adapter
 
     config = find_pretrained(FIXTURES / "v1_6").config
@@ -132,7 +150,7 @@ def an_adapter(folder: Path) -> Path:
     width = config.text.hidden_size
     pair = (random.standard_normal((width, 2)).astype(np.float32), random.standard_normal((2, width)) * 0.05)
     pairs = {"language_model.layers.1.self_attn.q_proj": (pair[0], pair[1].astype(np.float32))}
-    write_adapter(folder, Adapter(2, 4.0, pairs=pairs), config)
+    write_adapter(folder, Adapter(2, 4.0, base_model=trained_for, pairs=pairs), config)
     return folder
 
 

@@ -179,8 +179,9 @@ def test_plain_lines_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_skipped_step_has_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with TrainingLog(tmp_path, 4, 0, every=2, live=False) as training:
         for step, loss in enumerate([2.0, None, None, None], 1):
-            training.step(step, loss, 1e-4, COUNTS)
+            training.step(step, loss, 1e-4, {**COUNTS, "grad_norm": 3.0 if loss else 0.0})
     assert losses(tmp_path) == [2.0, None]
+    assert [line["grad_norm"] for line in log(tmp_path)] == [3.0, 0.0]  # nor a norm, of which there is a mean
     assert "loss none" in capsys.readouterr().err
 
 

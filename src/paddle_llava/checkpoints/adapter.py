@@ -125,8 +125,9 @@ def foreign_base(adapter: Adapter, name: str) -> str | None:
 
 
 def _published(name: str) -> str | None:
-    """`1.5-7b` of `liuhaotian/llava-v1.5-7b` and `llava-hf/llava-1.5-7b-hf`; None for a name of one's own."""
-    found = re.search(r"llava-v?(1\.[56](?:-vicuna)?-(?:7|13)b)(?:-hf)?/?$", name.lower())
+    """`1.5-7b` of `liuhaotian/llava-v1.5-7b`, `llava-hf/llava-1.5-7b-hf` and its folder in the hub's cache
+    (`models--llava-hf--llava-1.5-7b-hf/snapshots/...`); None for a name of one's own."""
+    found = re.search(r"llava-v?(1\.[56](?:-vicuna)?-(?:7|13)b)(?:-hf)?(?:/snapshots/[^/]+)?/?$", name.lower())
     return found[1] if found else None
 
 

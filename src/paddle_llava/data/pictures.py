@@ -23,7 +23,8 @@ SIDEWAYS = (5, 6, 7, 8)
 
 def cache_folder() -> Path:
     """Where pictures behind URLs are kept: `paddle-llava/images` in `$XDG_CACHE_HOME`, by default `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "paddle-llava" / "images"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "paddle-llava" / "images"
 
 
 def local_source(source: str) -> str:
@@ -36,7 +37,7 @@ def local_source(source: str) -> str:
         return source
     digest = hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()
     path = cache_folder() / digest[:2] / digest
-    if path.is_file():
+    if os.path.isfile(path):
         return str(path)
     body, _ = fetch(source, LIMITS)
     try:

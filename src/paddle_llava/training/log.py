@@ -100,7 +100,7 @@ class TrainingLog:
             "step": step,
             "loss": None if loss is None else round(loss, 6),
             "learning_rate": learning_rate,
-            "grad_norm": round(sums.get("grad_norm", 0.0) / sums["steps"], 6),
+            "grad_norm": round(sums.get("grad_norm", 0.0) / sums.get("losses", 1), 6),
             "tokens_per_second": round(sums["useful"] / seconds, 1),
             "useful": round(sums["useful"] / max(sums["tokens"], 1), 4),
             "targets": int(sums["targets"]),

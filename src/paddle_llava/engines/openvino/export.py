@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from paddle_llava.checkpoints.adapter import Merged, read_adapter
+from paddle_llava.checkpoints.adapter import Merged, foreign_base, read_adapter
 from paddle_llava.checkpoints.config_file import config_to_dict
 from paddle_llava.checkpoints.vocabulary import extend_vocabulary
 from paddle_llava.checkpoints.write import Progress, TensorSource
@@ -127,10 +128,14 @@ def calibrated(
 
 
 def with_adapter(weights: TensorSource, pretrained: Pretrained, lora_path: str | Path | None) -> TensorSource:
-    """`weights` with the adapter in `lora_path` merged; in float32, for they are rounded once more."""
+    """`weights` with the adapter in `lora_path` merged; in float32, for they are rounded once more. Warns of an adapter
+    that was made for another model."""
     if lora_path is None:
         return weights
-    return Merged(weights, read_adapter(Path(lora_path).expanduser(), pretrained.config), "float32")
+    adapter = read_adapter(Path(lora_path).expanduser(), pretrained.config)
+    if foreign := foreign_base(adapter, str(pretrained.folder)):
+        warnings.warn(foreign, stacklevel=2)
+    return Merged(weights, adapter, "float32")
 
 
 def is_exported(folder: Path) -> bool:
