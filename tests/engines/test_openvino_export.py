@@ -127,18 +127,8 @@ def test_lora_is_merged(tmp_path: Path) -> None:
 def test_an_adapter_of_another_published_model_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = shutil.copytree(FIXTURES / "v1_6", tmp_path / "llava-v1.6-vicuna-13b-hf")
     adapter = an_adapter(tmp_path / "adapter", trained_for="liuhaotian/llava-v1.6-vicuna-7b")
-    command = [
-        "chat",
-        "--model-path",
-        str(model),
-        "--lora-path",
-        str(adapter),
-        "--prompt",
-        "Hi",
-        "--max-new-tokens",
-        "1",
-    ]
-    assert main([*command, "--engine", "openvino"]) == 0
+    command = ["chat", "--engine", "openvino", "--model-path", str(model), "--lora-path", str(adapter)]
+    assert main([*command, "--prompt", "Hi", "--max-new-tokens", "1"]) == 0
     assert "was trained for liuhaotian/llava-v1.6-vicuna-7b, and not for" in capsys.readouterr().err
 
 
