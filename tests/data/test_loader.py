@@ -113,6 +113,13 @@ def test_ranks_share_the_batches_equally(mixture: Mixture, v15: LlavaProcessor, 
     assert names(rest) == names([batch for batch in whole if batch["epoch"] == 0][world_size:])
 
 
+def test_an_epoch_ends_with_the_last_batch_that_all_ranks_have(mixture: Mixture, v15: LlavaProcessor) -> None:
+    """Eleven batches, of which two ranks take ten."""
+    for world_size, last in ((1, [10, 21]), (2, [4, 9])):
+        batches = Batches(mixture, v15, PLAIN, epochs=2, world_size=world_size)
+        assert [number for number, batch in enumerate(batches) if batch["ends_epoch"]] == last
+
+
 def test_the_number_of_workers_changes_nothing(mixture: Mixture, v16: LlavaProcessor) -> None:
     inline = list(Batches(mixture, v16, PACKED, epochs=2))
     assert_same(list(Batches(mixture, v16, PACKED, epochs=2, workers=2)), inline)

@@ -30,9 +30,10 @@ from paddle_llava.demo.scenes import draw_scene
 from paddle_llava.demo.shared_picture import Row, lay_out
 from paddle_llava.demo.together import HEAD_ALONE, Lessons, Together
 from paddle_llava.demo.tongue import TELLING, Questions, Tongue, captioned, encoded
-from paddle_llava.demo.train import CONFIGS
+from paddle_llava.demo.train import CONFIGS, FULL, QUICK, check_amount
 from paddle_llava.demo.unseen import UnseenWords, without_unseen
 from paddle_llava.demo.vocabulary import all_words
+from paddle_llava.errors import LlavaError
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import TEMPLATES
@@ -387,3 +388,11 @@ def test_configuration_files(stage: str) -> None:
     assert not notes
     assert config.mixtoken
     assert json.loads((CONFIGS / f"{stage}.json").read_text())["output_dir"] == stage
+
+
+def test_a_folder_is_of_one_training(tmp_path: Path) -> None:
+    """What a quick one has made is no beginning of the whole."""
+    check_amount(tmp_path / "amount.json", QUICK)
+    check_amount(tmp_path / "amount.json", QUICK)
+    with pytest.raises(LlavaError, match="holds a quick training, which this is not; give another --output-dir"):
+        check_amount(tmp_path / "amount.json", FULL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import paddle
@@ -24,10 +26,12 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import TEMPLATES
+from paddle_llava.training.checkpoint import TrainerState
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.group_sharding import LEVELS, GroupSharding
 from paddle_llava.training.optimizer import build_optimizer, select_trainable
 from paddle_llava.training.parallel import ShardedOptimizer, World
+from paddle_llava.training.preparation import total_steps
 from paddle_llava.training.start import _check_degree, check_sharding
 from training_runs import Runner, checkpoints, log, losses, weights, write_records, write_settings
 
@@ -35,6 +39,7 @@ LLAVA = Path(sys.executable).with_name("llava")
 LAUNCH = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
 # With Adam's own epsilon, rounding decides the sign of steps near zero.
 STEPS: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "adam_epsilon": 1e-3, "seed": 3}
+CONFIG: dict[str, Any] = {"model_name_or_path": "m", "dataset": {"train": [{"data_files": "t"}]}, "output_dir": "o"}
 ONE, TWO = {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 1}
 
 
@@ -102,7 +107,8 @@ def test_two_processes_are_one_with_the_doubled_batch(run: Runner) -> None:
     one = run("one", **STEPS, **ONE)
     alone = run("alone", **STEPS | TWO | {"max_steps": 8})  # half the batch at each step
     sharded = settings(run, "sharded", sharding="stage1", sharding_parallel_degree=2, evaluation_strategy="epoch")
-    resumed = settings(run, "resumed", resume_from_checkpoint=str(alone / "checkpoint-2"))
+    epochs = {"max_steps": -1, "num_train_epochs": 1}
+    resumed = settings(run, "resumed", resume_from_checkpoint=str(alone / "checkpoint-2"), **epochs)
     with ExitStack() as stack:
         processes = [stack.enter_context(launched(each)) for each in (sharded, resumed)]
         assert [process.wait(300) for process in processes] == [0, 0], all_said(sharded, resumed)
@@ -117,7 +123,9 @@ def test_two_processes_are_one_with_the_doubled_batch(run: Runner) -> None:
     batch = [line["targets"] for line in log(alone)]
     again = run("again", **STEPS, **TWO, resume_from_checkpoint=str(out / "checkpoint-2"))
     assert [line["targets"] for line in log(again)] == [batch[4], batch[5]]
-    assert [line["targets"] for line in log(resumed.parent / "out")] == [batch[2] + batch[3], batch[4] + batch[5]]
+    left = [batch[2] + batch[3], batch[4] + batch[5], batch[6] + batch[7]]  # of the epoch, for two
+    assert [line["targets"] for line in log(resumed.parent / "out")] == left
+    assert "it was made by another number of processes" in logs(resumed)[0]
     assert (out / "report.html").exists()
 
 
@@ -125,13 +133,33 @@ def test_two_processes_are_one_with_the_doubled_batch(run: Runner) -> None:
 def test_a_model_split_over_two_processes_learns_as_a_whole_one(lora: bool, run: Runner) -> None:
     """Tensor parallel: the same batch, the same losses; and its checkpoint is whole, so one process goes on from it."""
     one = run("one", **STEPS, **ONE, lora=lora, lora_dropout=0)
-    divided = settings(run, "divided", **ONE, lora=lora, lora_dropout=0, tensor_parallel_degree=2)
+    divided = settings(run, "divided", **ONE, lora=lora, lora_dropout=0, recompute=lora, tensor_parallel_degree=2)
     with launched(divided) as process:
         assert process.wait(300) == 0, all_said(divided)
     out = divided.parent / "out"
     assert losses(out) == pytest.approx(losses(one), abs=5e-6)
     again = run("again", **STEPS, **ONE, lora=lora, lora_dropout=0, resume_from_checkpoint=str(out / "checkpoint-2"))
     assert losses(again) == pytest.approx(losses(one)[2:], abs=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("batches_an_epoch", "replicas", "state", "steps"),
+    [
+        (100, 1, TrainerState(), 100),
+        (100, 1, TrainerState(step=25, batches=25), 100),
+        (50, 2, TrainerState(step=50, batches=50), 75),
+        (100, 1, TrainerState(step=25, batches=50), 75),
+        (50, 2, TrainerState(step=100, batches=100), 100),
+        (50, 2, TrainerState(step=30), 50),
+    ],
+    ids=["anew", "on as before", "one, then two", "two, then one", "all by one", "not known"],
+)
+def test_an_epoch_is_an_epoch_whoever_began_it(
+    batches_an_epoch: int, replicas: int, state: TrainerState, steps: int
+) -> None:
+    config = TrainingConfig.from_dict({**CONFIG, "num_train_epochs": 1})
+    batches: Any = SimpleNamespace(len_estimate=lambda: batches_an_epoch, world_size=replicas)
+    assert total_steps(config, batches, state) == steps
 
 
 def test_processes_that_a_model_cannot_be_split_over() -> None:
@@ -188,10 +216,16 @@ def test_none_is_left_waiting(run: Runner) -> None:
     good = json.loads(records.read_text())
     records.write_text(json.dumps([good[0], {"conversations": []}] * 4))
     bad = settings(run, "bad", records)
+    skipping = settings(run, "skipping", records, on_bad_sample="skip", max_steps=2)
     killed, orphaned = (settings(run, name, max_steps=10_000, save_strategy="no") for name in ("killed", "orphaned"))
     with ExitStack() as stack:
         first, second, third = (stack.enter_context(launched(each)) for each in (bad, killed, orphaned))
         assert first.wait(60) != 0
+        with launched(skipping) as fourth:
+            assert fourth.wait(120) == 0, all_said(skipping)
+        assert {f"record {number}" for number in (2, 4, 6, 8)} <= set(
+            re.findall(r"skipped .*?(record \d)", logs(skipping)[0])
+        )
         errors = [[line for line in said.splitlines() if "error" in line] for said in logs(bad)]
         assert errors[0] == errors[1]
         assert len(errors[0]) == 1
@@ -227,9 +261,6 @@ def test_each_process_keeps_the_state_of_its_share(monkeypatch: pytest.MonkeyPat
         moments = optimizer._accumulators["moment1"]
         held.append({name for name, parameter in parameters.items() if parameter.name in moments})
     assert held == [{"5", "2"}, {"4", "3"}]
-
-
-CONFIG: dict[str, Any] = {"model_name_or_path": "m", "dataset": {"train": [{"data_files": "t"}]}, "output_dir": "o"}
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,29 @@ def test_a_picture_that_cannot_be_read(run: Runner) -> None:
     assert json.loads((done / "checkpoint-8" / "trainer_state.json").read_text())["skipped"] == 1
 
 
+def test_an_evaluation_leaves_out_what_cannot_be_used(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says what: neither is a neighbour counted twice, nor is one loss that is no number all of it."""
+    good = json.loads(write_records(run.folder, 3, pictures=False).read_text())
+    fewer, more = run.folder / "fewer.json", run.folder / "more.json"
+    fewer.write_text(json.dumps(good[:2]))
+    more.write_text(json.dumps([good[0], {"conversations": [["Hello", " "]]}, good[2], good[1]]))
+    alone = {"do_train": False, "do_eval": True}
+    right = step._loss_of
+
+    def spoiled(model: Any, batch: Any, *others: Any) -> float:
+        lost = any("more.json: record 3" in name for row in batch["records"] for name in row)
+        return float("nan") if lost else right(model, batch, *others)
+
+    monkeypatch.setattr(step, "_loss_of", spoiled)
+    expected = log(run("expected", data=fewer, **alone))[0]["eval_loss"]
+    found = log(run("found", data=more, on_bad_sample="skip", **alone))[0]["eval_loss"]
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert [line.partition("record")[2][:2] for line in run.said if line.startswith("skipped")] == [" 2", " 3"]
+    more.write_text(json.dumps([good[0], good[1], good[2]]))
+    with pytest.raises(LlavaError, match=r"record 3: no finite loss in an evaluation; on_bad_sample: skip"):
+        run("error", data=more, **alone)
+
+
 def test_a_sample_without_an_answer(run: Runner) -> None:
     data = run.folder / "train.json"
     data.write_text(json.dumps([{"conversations": [["Hello", "trees"]]}, {"conversations": [["Hello", " "]]}]))

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import paddle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,8 @@ from paddle_llava.training.chart import HEIGHT, LEFT, MOST_POINTS, WIDTH, Series
 from paddle_llava.training.checkpoint import TrainerState
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.log import TrainingLog, duration, tell
-from paddle_llava.training.plan import Plan
+from paddle_llava.training.parallel import World
+from paddle_llava.training.plan import Plan, make_plan
 from paddle_llava.training.report import Prediction, render_report
 from training_runs import Runner, log, losses, write_records
 
@@ -101,7 +103,7 @@ def config(**changes: Any) -> TrainingConfig:
     )
 
 
-PLAN = Plan({"projector": (5, 10), "lm_head": (0, 0)}, 3, 1, 10, 4, 4)
+PLAN = Plan({"projector": (5, 10), "lm_head": (0, 0)}, 3, False, 1, 10, 4, 4)
 
 
 def test_what_comes_from_outside_is_escaped() -> None:
@@ -223,13 +225,28 @@ def test_a_block_keeps_its_columns_and_no_controls(capsys: pytest.CaptureFixture
 
 def test_the_plan_is_aligned() -> None:
     lines = Plan(
-        {"projector": (5_000_000, 10_000_000), "lm_head": (0, 20_000_000)}, 1200, 8, 4096, 2**30, 2**31
+        {"projector": (5_000_000, 10_000_000), "lm_head": (0, 20_000_000)}, 1200, True, 8, 4096, 2**30, 2**31
     ).lines()
     numbers = [line for line in lines[1:] if line.startswith("  ")]
     assert {len(line[:30].rstrip()) for line in numbers if "GiB" not in line[:30]} <= {30, 28}
     assert "5.00 M of 30.00 M parameters learn" in lines[0]
     assert "5.00 M learn" in lines[1]
     assert "frozen" in lines[2]
+    assert "1,200   8 sequences each, at most 4,096 tokens; as many as the epochs have, about" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("sharding", "weights", "training"),
+    [("", 80, 40 + 240), ("stage1", 80, 40 + 60), ("stage2", 80, 10 + 60), ("stage3", 20, 10 + 60)],
+)
+def test_memory_is_what_a_process_holds(sharding: str, weights: int, training: int) -> None:
+    """Ten float32 parameters frozen, and twenty in 16 bits that learn, with masters, by four processes."""
+    model = paddle.nn.Layer()
+    model.vision_tower = paddle.nn.Linear(10, 1, bias_attr=False)
+    model.projector = paddle.nn.Linear(20, 1, bias_attr=False).to(dtype="bfloat16")
+    model.vision_tower.weight.stop_gradient = True
+    plan = make_plan(model, config(sharding=sharding), 1, World(0, 4))
+    assert (plan.weight_bytes, plan.training_bytes) == (weights, training)
 
 
 @pytest.mark.parametrize("name", ["visualdl", "tensorboard"])

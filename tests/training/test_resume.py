@@ -24,6 +24,7 @@ from paddle_llava.training import recipe
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.log import TrainingLog
 from paddle_llava.training.result import write_result
+from paddle_llava.training.step import Stepper
 from training_runs import Runner, checkpoints, log, losses, weights, write_records, write_settings
 
 LLAVA = Path(sys.executable).with_name("llava")
@@ -128,6 +129,38 @@ def test_too_little_memory_for_a_step_is_told_and_takes_nothing_with_it(
     assert checkpoints(out) == [1]
     run("run", **steps)
     assert weights(out) == weights(straight)
+
+
+def test_too_little_memory_for_an_evaluation(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, steps = LlavaForConditionalGeneration.loss, {"max_steps": 2, "max_length": 256, "do_eval": True}
+
+    def too_much(model: LlavaForConditionalGeneration, *inputs: Any) -> Any:
+        if not model.training:
+            raise MemoryError("(ResourceExhausted) Out of memory error on GPU 0.")
+        return right(model, *inputs)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "loss", too_much)
+    with pytest.raises(LlavaError, match=r"evaluation: .*not enough for .*record 1; lower per_device_eval_batch_size"):
+        run("run", **steps)
+    assert checkpoints(run.folder / "run" / "out") == [2]
+
+
+def test_too_little_memory_for_the_optimizer(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(stepper: Stepper, lost: float) -> float:
+        raise MemoryError("(ResourceExhausted) Out of memory error on GPU 0.")
+
+    monkeypatch.setattr(Stepper, "update", too_much)
+    with pytest.raises(LlavaError, match="step 1: the memory is not enough for the optimizer's state; use lora"):
+        run("run", max_steps=1, max_length=256)
+
+
+def test_data_of_another_size_is_told(run: Runner) -> None:
+    """Where it was mended or added to, the place in an epoch is that of another order."""
+    steps = {"max_length": 256, "save_strategy": "steps", "save_steps": 1}
+    run("run", max_steps=1, **steps)
+    assert not run.heard("an epoch has")
+    run("run", max_steps=2, **steps, data=write_records(run.folder, 7, name="fewer.json"))
+    assert run.heard("an epoch has 7 samples now and had 8 before, so their order is another")
 
 
 def test_an_adapter_goes_on_with_its_own_alpha(run: Runner) -> None:

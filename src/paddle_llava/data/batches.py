@@ -33,7 +33,8 @@ class BatchSettings:
     `batch_size` counts sequences, each of at most `max_length` tokens. With `packing` (`mixtoken`) a sequence holds as
     many samples as fit; `group_by_modality_length` then has nothing to even out and is ignored. Samples are shuffled
     over the whole epoch unless `shuffle` is off, and sorted into sequences and batches within `window` of them.
-    `on_bad_sample` says whether one that cannot be used raises, or is left out and reported.
+    `on_bad_sample` says whether one that cannot be used raises, or is left out and reported. A batch of which none can
+    be used is `replaced` by another of its window, so that every process of a training makes as many steps, or empty.
     """
 
     batch_size: int
@@ -43,6 +44,7 @@ class BatchSettings:
     group_by_modality_length: bool = False
     shuffle: bool = True
     on_bad_sample: Literal["error", "skip"] = "error"
+    replaced: bool = True
     window: int = 1024
 
 
@@ -109,8 +111,8 @@ class BatchMaker:
     def build(self, plan: WindowPlan, number: int) -> Batch:
         """Batch `number` of a window as `collate` makes it, and under `skipped` why samples of it were left out.
 
-        If none of its samples can be used, the next batch that has any is made in its place, so that every process of
-        a training makes as many steps. Raises `LlavaError` when the window has none.
+        If none of its samples can be used, the next batch that has any is made in its place, or if it is not to be
+        `replaced`, one that has nothing else than that. Raises `LlavaError` when the window has none.
         """
         own: list[str] = []
         for offset in range(len(plan.batches)):
@@ -119,6 +121,8 @@ class BatchMaker:
             prepared = [[sample for _, sample in self._usable(self._prepare, row, skipped)] for row in rows]
             if any(prepared):
                 return collate([row for row in prepared if row], self.processor.padding_id) | {"skipped": own}
+            if not self.settings.replaced:
+                return {"num_targets": 0, "skipped": own}
         raise LlavaError(f"none of {len(plan.batches)} batches has a sample that can be used; {own[0]}")
 
     def _usable(

@@ -27,13 +27,15 @@ class Position(NamedTuple):
 
 
 class _Share(NamedTuple):
-    """A batch to make, its epoch, where to go on after it, and why samples were refused since the one before."""
+    """A batch to make, its epoch, where to go on after it, why samples were refused since the one before, and whether
+    it is the last of its epoch for its rank."""
 
     plan: WindowPlan
     number: int
     epoch: int
     after: Position
     skipped: list[str]
+    ends_epoch: bool = False
 
 
 class Batches:
@@ -41,13 +43,13 @@ class Batches:
 
     Their order depends on mixture and settings alone: of every `world_size` in a row each rank takes one. All ranks
     get equally many; what is left at the end of an epoch, too few for all, is left out. A batch is what
-    `BatchMaker.build` makes, with its `epoch`, and the `state` from which, given as `start`, exactly those batches
-    follow that would have followed here, whatever the number of workers; of another `world_size`, too. On rank 0
-    `skipped` also names the samples that were refused while planning.
+    `BatchMaker.build` makes, with its `epoch`, whether it `ends_epoch`, and the `state` from which, given as `start`,
+    exactly those batches follow that would have followed here, whatever the number of workers; of another `world_size`,
+    too. On rank 0 `skipped` also names the samples that were refused while planning.
 
-    `workers` processes work ahead (0: none do), on a bounded number of batches. An iterator's `close`, or its end,
-    ends them; so does the death of this process. Raises `LlavaError` for a bad sample, unless such are skipped; for a
-    worker that died; and for an epoch without a batch for each rank.
+    `workers` processes work ahead (0: none do), on `ahead` batches, or a few for each of them if these are more. An
+    iterator's `close`, or its end, ends them; so does the death of this process. Raises `LlavaError` for a bad sample,
+    unless such are skipped; for a worker that died; and for an epoch without a batch for each rank.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
+        ahead: int = 0,
     ) -> None:
         self.maker = BatchMaker(mixture, processor, settings)
         self.epochs = epochs
@@ -68,6 +71,7 @@ class Batches:
         self.rank = rank
         self.world_size = world_size
         self.workers = workers
+        self.ahead = max(ahead, AHEAD_PER_WORKER * workers)
 
     def len_estimate(self) -> int:
         """How many batches an epoch has for this rank.
@@ -92,10 +96,11 @@ class Batches:
                     shares.append(share)
                     yield share.plan, share.number
 
-            for batch in run("build", tasks(), AHEAD_PER_WORKER * self.workers):
+            for batch in run("build", tasks(), self.ahead):
                 share = shares.popleft()
                 skipped = [*share.skipped, *batch["skipped"]]
-                yield batch | {"skipped": skipped, "epoch": share.epoch, "state": share.after}
+                place = {"epoch": share.epoch, "ends_epoch": share.ends_epoch, "state": share.after}
+                yield batch | {"skipped": skipped, **place}
 
     def _windows(self) -> Iterator[tuple[int, int]]:
         """(epoch, window) from the start on."""
@@ -110,6 +115,7 @@ class Batches:
         """What this rank is to make. `plans` are those of `_windows`."""
         group: list[tuple[WindowPlan, int]] = []
         skipped: list[str] = []
+        held: _Share | None = None  # until it is known whether the epoch ends with it
         has_any = self.start[1:] != (0, 0)
         for (epoch, window), plan in zip(self._windows(), plans, strict=True):
             first = self.start.batch if (epoch, window) == self.start[:2] else 0
@@ -118,9 +124,14 @@ class Batches:
             for number in range(first, len(plan.batches)):
                 group.append((plan, number))
                 if len(group) == self.world_size:
-                    yield _Share(*group[self.rank], epoch, self._after(epoch, window, number, plan), skipped)
+                    if held:
+                        yield held
+                    held = _Share(*group[self.rank], epoch, self._after(epoch, window, number, plan), skipped)
                     group, skipped, has_any = [], [], True
             if window + 1 == self.maker.num_windows:
+                if held:
+                    yield held._replace(ends_epoch=True)
+                    held = None
                 if not has_any:
                     reason = f"; {skipped[0]}" if skipped else ""
                     raise LlavaError(f"the data has no batch for each of {self.world_size} processes{reason}")

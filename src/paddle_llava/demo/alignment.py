@@ -95,6 +95,6 @@ def join(
         progress=progress,
     )
     if done:
-        model.save_pretrained(result)
         processor.save_pretrained(result)
+        model.save_pretrained(result)  # last, for its config.json says that the stage is done
     return done

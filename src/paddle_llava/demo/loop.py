@@ -21,6 +21,8 @@ from paddle_llava.training.parallel import World
 Say = Callable[[str], object]
 Progress = Callable[[int, int], object]  # steps done, steps in all
 WARMUP, COOLDOWN = 100, 0.3
+LOSS_EVERY = 25
+"""Steps of which a line of the log tells the mean loss."""
 
 
 class Maker(Protocol):
@@ -91,16 +93,18 @@ def fit(
             if progress:
                 progress(state.step, steps)
             ended, stopped = state.step == steps, world.any(stop_requested())
-            if world.rank == 0 and (state.step % judge_every == 0 or ended or stopped):
-                layer.eval()
-                with paddle.no_grad():
-                    figures = judge()
+            judged = world.rank == 0 and (state.step % judge_every == 0 or ended or stopped)
+            if judged or (world.rank == 0 and state.step % LOSS_EVERY == 0):
                 rate = (state.step - first) / (time.monotonic() - started)
-                line = {"step": state.step, "loss": sum(losses) / len(losses), "steps_a_second": rate, **figures}
+                line = {"step": state.step, "loss": sum(losses) / len(losses), "steps_a_second": rate}
                 losses = []
+                if judged:
+                    layer.eval()
+                    with paddle.no_grad():
+                        line |= judge()
+                    say(", ".join(f"{key} {value:.4g}" for key, value in line.items()))
+                    save_checkpoint(folder, layer, optimizer, state, keep=1)
                 print(json.dumps({key: round(value, 4) for key, value in line.items()}), file=log, flush=True)
-                say(", ".join(f"{key} {value:.4g}" for key, value in line.items()))
-                save_checkpoint(folder, layer, optimizer, state, keep=1)
             if stopped and not ended:
                 return False
     return True

@@ -117,6 +117,6 @@ def learn_together(
         world=world,
     )
     if done and world.rank == 0:
-        model.save_pretrained(result)
         processor.save_pretrained(result)
+        model.save_pretrained(result)  # last, for its config.json says that the stage is done
     return done

@@ -7,7 +7,7 @@ repeated. Two of them are the recipe that trains LLaVA itself, from the files in
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import paddle
 from paddle_llava.console import progress_bar
 from paddle_llava.demo.alignment import join
 from paddle_llava.demo.children import Telling, follow, half_the_threads
+from paddle_llava.demo.curves import write_curves
 from paddle_llava.demo.dataset import write_dataset
 from paddle_llava.demo.evaluate import ask_all, figures, lines
 from paddle_llava.demo.eye import train_eye
@@ -25,13 +26,13 @@ from paddle_llava.demo.model import write_untrained
 from paddle_llava.demo.together import learn_together
 from paddle_llava.demo.tongue import train_tongue
 from paddle_llava.errors import LlavaError
-from paddle_llava.json_file import write_json
+from paddle_llava.json_file import read_json, write_json
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.training.start import Stage, start
 
 CONFIGS = Path(__file__).parent / "config"
-OWN, TAUGHT, DATA = "own", "taught", "data"
+OWN, TAUGHT, DATA, AMOUNT = "own", "taught", "data", "amount.json"
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,12 @@ TOGETHER: Any = {"asked": 8, "watched": 24, "learning_rate": 7e-4}
 def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amount | None = None) -> Path:
     """Train the street model in `output_dir`; the folder of the result, with `figures.json`. Raises `LlavaError`.
 
-    Run again after a stop, it goes on. `quick` takes a quarter of an hour on two cores and gives a poorer model.
+    `curves.svg` of all stages lies beside it. Run again after a stop, it goes on. `quick` takes a quarter of an hour on
+    two cores and gives a poorer model.
     """
     amount = amount or (QUICK if quick else FULL)
     output_dir.mkdir(parents=True, exist_ok=True)
+    check_amount(output_dir / AMOUNT, amount)
     own, data = output_dir / OWN, output_dir / DATA
     if not (own / "config.json").is_file():
         say("eye and tongue learn, each by itself, on half of the processor")
@@ -107,8 +110,18 @@ def train(output_dir: Path, quick: bool = False, say: Say = print, amount: Amoun
             say(f"eye, projector and tongue learn together, in two processes, round {number} of {amount.rounds}")
             learn_on(output_dir, before, taught, number, amount, say)
     result = stage(output_dir, "finetune", taught, amount.finetune_epochs, say)
+    say(f"curves: {write_curves(output_dir)}")
     judge(result, amount.judged, say)
     return result
+
+
+def check_amount(path: Path, amount: Amount) -> None:
+    """Raise `LlavaError` where the training of which `path` tells is another one than that of `amount`."""
+    if not path.is_file():
+        write_json(path, asdict(amount))
+    elif (was := read_json(path)) != asdict(amount):
+        kind = "quick" if was == asdict(QUICK) else "full" if was == asdict(FULL) else "other"
+        raise LlavaError(f"{path.parent}: holds a {kind} training, which this is not; give another --output-dir")
 
 
 def learn_apart(output_dir: Path, amount: Amount, say: Say) -> None:

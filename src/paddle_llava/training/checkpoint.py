@@ -33,11 +33,17 @@ PARAMETERS, OPTIMIZER, STATE = "trainable.safetensors", "optimizer.safetensors",
 @dataclass
 class TrainerState:
     """Where a run stands: optimizer steps done, whether the evaluation after the last is still to be made, the place in
-    the data, the state of fp16's loss `scaler` as `scaler_state` gives it, and what must not change on resuming."""
+    the data, the state of fp16's loss `scaler` as `scaler_state` gives it, and what must not change on resuming.
+
+    `batches` counts what was learnt from, over all replicas; `samples` are those of an epoch. Both are 0 in a state of
+    a version that did not keep them.
+    """
 
     step: int = 0
     unevaluated: bool = False
     position: list[int] = field(default_factory=list)
+    batches: int = 0
+    samples: int = 0
     skipped: int = 0
     best_loss: float | None = None
     scaler: dict[str, float] = field(default_factory=dict)
@@ -117,7 +123,7 @@ def load_checkpoint(
     Without `with_slots` the optimizer's state is left to be read with `open_slots`. Raises `LlavaError` when it is
     damaged, of other parameters, or of a run with other `fixed` settings.
     """
-    state = _read_state(folder / STATE)
+    state = read_state(folder)
     for key, value in json.loads(json.dumps(fixed)).items():
         was = state.fixed.get(key)
         if was != value:
@@ -192,11 +198,13 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(going, ignore_errors=True)
 
 
-def _read_state(path: Path) -> TrainerState:
+def read_state(folder: Path) -> TrainerState:
+    """Where the run stood that wrote the checkpoint `folder`. Raises `LlavaError`."""
+    path = folder / STATE
     raw = read_json(path)
     try:
         state = TrainerState(**raw)
-        whole = [state.step, state.skipped, *state.position]
+        whole = [state.step, state.skipped, state.batches, state.samples, *state.position]
         valid = all(type(number) is int and number >= 0 for number in whole)
         valid &= isinstance(state.fixed, dict) and isinstance(state.best_loss, (float, int, type(None)))
         valid &= is_scaler_state(state.scaler) and type(state.unevaluated) is bool

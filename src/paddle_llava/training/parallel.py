@@ -23,7 +23,7 @@ _LONGEST_MESSAGE = 2048
 
 
 class PeerLost(LlavaError):
-    """Another process has ended: nothing can be done together any more."""
+    """Nothing can be done together any more, nor saved: another process has ended, or this one cannot go on with it."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,12 @@ class World:
         if len(failed):
             raise LlavaError(self._message(str(error), int(failed[0])))
         return result  # type: ignore[return-value]
+
+    def told(self, lines: Sequence[str]) -> list[str]:
+        """The `lines` of all processes, each once; what is too long of a process's is cut."""
+        speaking = self._sum_all(*(float(bool(lines) and rank == self.rank) for rank in range(self.size)))
+        texts = [self._message("\n".join(lines), int(source)) for source in np.flatnonzero(speaking)]
+        return list(dict.fromkeys(line for text in texts for line in text.splitlines()))
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Sum the gradients over all replicas.

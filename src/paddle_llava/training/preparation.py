@@ -17,6 +17,7 @@ from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.models.lora import add_lora
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import Template
+from paddle_llava.training.checkpoint import TrainerState
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.optimizer import select_trainable
 from paddle_llava.training.parallel import World
@@ -58,6 +59,7 @@ def make_batches(
         group_by_modality_length=config.group_by_modality_length,
         shuffle=training,
         on_bad_sample=config.on_bad_sample,
+        replaced=training,
     )
     return Batches(
         Mixture.from_entries(config.dataset.get(split), template, where=f"dataset.{split}"),
@@ -68,11 +70,30 @@ def make_batches(
         rank=world.replica if training else 0,
         world_size=world.replicas if training else 1,
         workers=config.dataloader_num_workers,
+        ahead=config.gradient_accumulation_steps if training else 0,  # all of a step's are wanted before its first
     )
 
 
-def total_steps(config: TrainingConfig, batches: Batches) -> int:
-    """Optimizer steps; the last one of a last epoch that does not fill it begins the next epoch."""
+def total_steps(config: TrainingConfig, batches: Batches, state: TrainerState) -> int:
+    """Optimizer steps of a run that goes on from `state`; the last one of a last epoch that does not fill it begins the
+    next epoch.
+
+    Where other numbers of processes have learnt before, what is left of the epochs is shared out among those of now.
+    """
     if config.max_steps > 0:
         return config.max_steps
-    return max(1, math.ceil(config.num_train_epochs * batches.len_estimate() / config.gradient_accumulation_steps))
+    steps = config.num_train_epochs * batches.len_estimate() / config.gradient_accumulation_steps
+    a_step = batches_a_step(config, batches.world_size)
+    if was_alike(state, a_step):
+        return max(1, math.ceil(steps))
+    return state.step + max(0, math.ceil(steps - state.batches / a_step))
+
+
+def batches_a_step(config: TrainingConfig, replicas: int) -> int:
+    """Of all replicas together."""
+    return config.gradient_accumulation_steps * replicas
+
+
+def was_alike(state: TrainerState, a_step: int) -> bool:
+    """Whether all steps before `state` were of `a_step` batches, as far as is known."""
+    return state.batches in (0, state.step * a_step)

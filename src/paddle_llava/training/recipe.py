@@ -18,16 +18,17 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import Template
+from paddle_llava.training.checkpoint import TrainerState, read_state
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.interruption import Interruption, StopRequested, stop_requests
 from paddle_llava.training.log import TrainingLog
 from paddle_llava.training.optimizer import build_optimizer
 from paddle_llava.training.parallel import PeerLost, World
 from paddle_llava.training.plan import make_plan
-from paddle_llava.training.preparation import evaluates, make_batches, prepare, total_steps
+from paddle_llava.training.preparation import batches_a_step, evaluates, make_batches, prepare, total_steps
 from paddle_llava.training.report import write_report
 from paddle_llava.training.result import BEST, check_result, write_result
-from paddle_llava.training.resume import is_finished, put_best_back, resume, save, starting_keys
+from paddle_llava.training.resume import is_finished, put_best_back, resume, save, starting_checkpoint, starting_keys
 from paddle_llava.training.step import Say, Stepper, evaluate
 from paddle_llava.training.tensor_parallel import put_together, split
 
@@ -62,22 +63,23 @@ def train(
         if eval_batches is None:
             raise LlavaError("do_train and do_eval are both false: there is nothing to do")
         with TrainingLog(output_dir, 0, 0, every=1, live=False, quiet=quiet) as log:
-            loss = evaluate(model, eval_batches, dtype, config, world)
+            loss = evaluate(model, eval_batches, dtype, config, world, say=say)
             log.write({"step": 0, "eval_loss": round(loss, 6)})
             say(f"evaluation: loss {loss:.4f}")
         return output_dir
 
     batches = make_batches("train", config, processor, template, world)
-    total = total_steps(config, batches)
+    checkpoint = starting_checkpoint(config)
+    total = total_steps(config, batches, read_state(checkpoint) if checkpoint else TrainerState())
     if is_finished(config, total, say):
         return output_dir
     world.together(lambda: None if quiet else check_result(output_dir, model, processor, config))
     optimizer = build_optimizer(model, config, total)
     schedule = optimizer._learning_rate
     stepper = Stepper(config, model, optimizer, dtype, world, say)
-    plan = make_plan(model, config, total, world.replicas)
+    plan = make_plan(model, config, total, world)
     say("\n".join(plan.lines()))
-    state = resume(stepper)
+    state = resume(stepper, batches.maker.mixture.epoch_samples)
     batches.start = Position(*state.position)
     begun = saved_step = state.step
 
@@ -139,7 +141,7 @@ def train(
                 state.unevaluated = True
                 try:
                     with kept():
-                        loss = evaluate(model, batches, dtype, config, world, stop_requested)
+                        loss = evaluate(model, batches, dtype, config, world, stop_requested, say)
                 except StopRequested:
                     raise LlavaError(f"stopped by SIGTERM {keep()}") from None
                 with interruption.held():
@@ -160,19 +162,19 @@ def train(
                     raise LlavaError(f"stopped by SIGTERM {keep()}")
 
                 with interruption.held():
-                    epoch_ended = learnt.position[0] != (state.position[0] if state.position else 0)
                     state.step += 1
                     state.position = learnt.position
+                    state.batches += batches_a_step(config, world.replicas)
                     state.skipped += learnt.skipped
                     log.step(state.step, learnt.loss, optimizer.get_lr(), learnt.counts)
                     schedule.step()
                 last = state.step == total
 
                 with log.aside():
-                    due = _due(config.evaluation_strategy, config.eval_steps, state.step, epoch_ended)
+                    due = _due(config.evaluation_strategy, config.eval_steps, state.step, learnt.epoch_ended)
                     if eval_batches is not None and (last or due):
                         look(eval_batches)
-                    due = _due(config.save_strategy, config.save_steps, state.step, epoch_ended)
+                    due = _due(config.save_strategy, config.save_steps, state.step, learnt.epoch_ended)
                     if due or (last and config.save_strategy != "no"):
                         with interruption.held():
                             save(output_dir, model, stepper, state, keep=config.save_total_limit)

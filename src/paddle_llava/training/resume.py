@@ -18,6 +18,7 @@ from paddle_llava.training.checkpoint import (
 )
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.loss_scale import restore_scaler, scaler_state
+from paddle_llava.training.preparation import batches_a_step, was_alike
 from paddle_llava.training.result import BEST, adapter_of, clear_result, finished_steps
 from paddle_llava.training.step import Say, Stepper
 from paddle_llava.training.tensor_parallel import whole
@@ -36,30 +37,47 @@ def is_finished(config: TrainingConfig, total: int, say: Say) -> bool:
     return True
 
 
-def resume(stepper: Stepper) -> TrainerState:
-    """Put the checkpoint to go on from, if there is one, into the run; returns where it stands.
+def resume(stepper: Stepper, samples: int) -> TrainerState:
+    """Put the checkpoint to go on from, if there is one, into the run, whose epochs have `samples`; returns where it
+    stands.
 
-    That is `resume_from_checkpoint`, else the newest of an `output_dir` that is not to be overwritten. What an earlier
-    run left there as its result is no longer one. Raises `LlavaError` when the checkpoint does not fit, or is one that
-    another run has gone on from in the same `output_dir`.
+    What an earlier run left in `output_dir` as its result is no longer one. Raises `LlavaError` when the checkpoint
+    does not fit, or is one that another run has gone on from in the same `output_dir`.
     """
     config, first = stepper.config, stepper.world.rank == 0
     output_dir = Path(config.output_dir).expanduser()
     given, anew = config.resume_from_checkpoint, config.overwrite_output_dir
-    found = [Path(given).expanduser()] if given is not None else [] if anew else checkpoint_folders(output_dir)
-    state = load(stepper, found[-1]) if found else TrainerState(fixed=_fixed(config))
+    found = starting_checkpoint(config)
+    state = load(stepper, found) if found else TrainerState(fixed=_fixed(config))
     if given is not None:
         stepper.world.together(lambda: _check_is_newest(config, state.step))
     stepper.share_out()
     if found and stepper.group is not None:
-        with open_slots(found[-1]) as read:
+        with open_slots(found) as read:
             stepper.group.take_slots(read)
     removed = clear_result(output_dir, checkpoints=anew and given is None) if first else 0
     if removed:
         stepper.say(f"overwrite_output_dir: removed {removed} checkpoints of an earlier run")
     if found:
-        stepper.say(f"going on from {found[-1]}, after step {state.step}")
+        stepper.say(f"going on from {found}, after step {state.step}")
+        if not was_alike(state, batches_a_step(config, stepper.world.replicas)):
+            stepper.say("it was made by another number of processes; what it left of the epochs is shared out anew")
+    if state.samples not in (0, samples):
+        stepper.say(
+            f"an epoch has {samples:,} samples now and had {state.samples:,} before, so their order is another: of "
+            "this epoch some come twice and some not at all"
+        )
+    state.samples = samples
     return state
+
+
+def starting_checkpoint(config: TrainingConfig) -> Path | None:
+    """The checkpoint to go on from, if there is one: `resume_from_checkpoint`, else the newest of an `output_dir` that
+    is not to be overwritten."""
+    if config.resume_from_checkpoint is not None:
+        return Path(config.resume_from_checkpoint).expanduser()
+    found = [] if config.overwrite_output_dir else checkpoint_folders(Path(config.output_dir).expanduser())
+    return found[-1] if found else None
 
 
 def _check_is_newest(config: TrainingConfig, step: int) -> None:

@@ -29,11 +29,12 @@ Say = Callable[[str], object]
 
 class Learnt(NamedTuple):
     """What a step was: its `loss`, None when all of it was skipped, and `counts` over all processes, the place in the
-    data after it, and how many batches and records were skipped."""
+    data after it, whether an epoch ended in it, and how many batches and records were skipped."""
 
     loss: float | None
     counts: dict[str, float]
     position: list[int]
+    epoch_ended: bool
     skipped: int
 
 
@@ -81,7 +82,8 @@ class Stepper:
             stopping = stopping or world.any(stop_requested())
             if stopping:
                 break
-            with self._enough_memory(batch, step):
+            advice = "set recompute, lower max_length or per_device_train_batch_size, or share more out with sharding"
+            with self._enough_memory(step, f"{_records(batch)}; {advice}"):
                 with _autocast(self.dtype, config.fp16_opt_level):
                     micro_loss = self._loss(batch) / targets
                 value = float(micro_loss)
@@ -102,14 +104,16 @@ class Stepper:
                 self.optimizer.clear_grad(set_to_zero=False)
             return None
         world.together(lambda: self._refuse(lost, step, "loss"))
-        norm = self.update(lost_targets / targets if targets else 1.0)
+        with self._enough_memory(step, "the optimizer's state; use lora, or share it out with sharding", begun=True):
+            norm = self.update(lost_targets / targets if targets else 1.0)
         if not math.isfinite(norm):
             world.together(lambda: self._refuse(micro_batches, step, "gradient"))
             lost = micro_batches
         skipped = self._report_skipped(lost, micro_batches, step)
         kept = targets - lost_targets
         counts = {"tokens": tokens, "useful": useful, "targets": kept, "grad_norm": norm if math.isfinite(norm) else 0}
-        return Learnt(loss * targets / kept if kept else None, counts, list(micro_batches[-1]["state"]), skipped)
+        position, ended = list(micro_batches[-1]["state"]), any(batch["ends_epoch"] for batch in micro_batches)
+        return Learnt(loss * targets / kept if kept else None, counts, position, ended, skipped)
 
     def update(self, lost: float = 0.0) -> float:
         """Apply the gradients of all processes, clipped, unless there are none; returns their norm before clipping, 0
@@ -141,17 +145,16 @@ class Stepper:
         return norm
 
     @contextmanager
-    def _enough_memory(self, batch: Batch, step: int) -> Iterator[None]:
-        """Raises `LlavaError` that names the records for which the device's memory is not enough."""
+    def _enough_memory(self, step: int, what: str, *, begun: bool = False) -> Iterator[None]:
+        """Raises `LlavaError` that names `what` the device's memory is not enough for; with `begun` some parameters may
+        have taken the step, and others not."""
         try:
             yield
         except MemoryError:
             self.optimizer.clear_grad(set_to_zero=False)
-            error = LlavaError if self.world.size == 1 else PeerLost  # others wait for this process's gradients
-            raise error(
-                f"step {step}: the memory is not enough for {_records(batch)}; set recompute, lower max_length or "
-                "per_device_train_batch_size, or share more out with sharding"
-            ) from None
+            alone = self.world.size == 1  # or others wait for this process's gradients
+            error = LlavaError if alone and not begun else PeerLost
+            raise error(f"step {step}: the memory is not enough for {what}") from None
 
     def is_sound(self) -> bool:
         """Whether what learns are numbers still, in all processes; all of them must ask."""
@@ -190,7 +193,7 @@ class Stepper:
         """Say what was skipped; returns how much it was in all processes."""
         reasons = [f"{_records(batch)}: no finite loss in step {step}" for batch in lost]
         reasons += [reason for batch in micro_batches for reason in batch["skipped"]]
-        for reason in reasons:
+        for reason in self.world.told(reasons):
             self.say(f"skipped {reason}")
         (skipped,) = self.world.sum(len(reasons))
         return int(skipped)
@@ -204,34 +207,57 @@ def evaluate(
     config: TrainingConfig,
     world: World = World(),  # noqa: B008 (frozen)
     stop_requested: Callable[[], bool] = lambda: False,
+    say: Say = print,
 ) -> float:
-    """The mean loss over all targets of one pass through `batches`, which the processes share.
+    """The mean loss over all targets of one pass through `batches`, which the processes share; NaN without any.
 
-    Raises `StopRequested` when a stop was requested meanwhile in any of them.
+    Records that cannot be used, or whose loss is no number, are skipped and said, or raise `LlavaError`, as
+    `on_bad_sample` has it. Raises `StopRequested` when a stop was requested meanwhile in any process.
     """
     model.eval()
     stopped = False
 
-    def own() -> tuple[float, int]:
+    def own() -> tuple[float, int, list[str]]:
         nonlocal stopped
-        loss, targets = 0.0, 0
+        loss, targets, skipped = 0.0, 0, list[str]()
         with closing(iter(batches)) as stream:
             for number, batch in enumerate(stream):
-                if stopped := stop_requested():
+                if stopped := world.any(stop_requested()):
                     break
                 if number % world.replicas != world.replica:
                     continue
-                with _autocast(dtype, config.fp16_opt_level):
-                    loss += float(model.loss(*_loss_inputs(batch)))
-                targets += batch["num_targets"]
-        return loss, targets
+                skipped += batch["skipped"]
+                if not batch["num_targets"]:
+                    continue
+                value = _loss_of(model, batch, dtype, config, world)
+                if math.isfinite(value):
+                    loss, targets = loss + value, targets + batch["num_targets"]
+                else:
+                    skipped.append(f"{_records(batch)}: no finite loss in an evaluation")
+        return loss, targets, skipped
 
-    own_loss, own_targets = world.together(own)
+    own_loss, own_targets, skipped = world.together(own)
     loss, targets, stops = world.sum(own_loss, own_targets, float(stopped))
     model.train()
     if stops:
         raise StopRequested
-    return loss / max(targets, 1)
+    reasons = world.told(skipped)
+    if reasons and config.on_bad_sample == "error":
+        raise LlavaError(f"{reasons[0]}; on_bad_sample: skip leaves such records out")
+    for reason in reasons:
+        say(f"skipped {reason}")
+    return loss / targets if targets else math.nan
+
+
+def _loss_of(model: LlavaNetwork, batch: Batch, dtype: str, config: TrainingConfig, world: World) -> float:
+    try:
+        with _autocast(dtype, config.fp16_opt_level):
+            return float(model.loss(*_loss_inputs(batch)))
+    except MemoryError:
+        error = PeerLost if world.tensor_parallel > 1 or world.in_step else LlavaError
+        raise error(
+            f"evaluation: the memory is not enough for {_records(batch)}; lower per_device_eval_batch_size"
+        ) from None
 
 
 def _loss_inputs(batch: Batch) -> tuple[Any, ...]:
