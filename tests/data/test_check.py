@@ -13,7 +13,7 @@ from rich.console import Console
 
 from paddle_llava.data.check import check, run_check, write_good
 from paddle_llava.data.encoding import encode_sample
-from paddle_llava.data.records import RecordFile
+from paddle_llava.data.records import FileChanged, RecordFile
 from paddle_llava.data.report import Report
 from paddle_llava.data.show import decoded_pieces, print_sample
 from paddle_llava.errors import LlavaError
@@ -70,6 +70,21 @@ def test_reports_each_bad_record_and_sums_the_good(
 
 
 def test_sums_over_many_files(write: Write, v15: LlavaProcessor) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_written_over_meanwhile_is_no_fault_of_its_records(
+    write: Write, v15: LlavaProcessor, workers: int
+) -> None:
+    path = write([{"conversations": [["Q", "A"]]}] * 400)
+    file = RecordFile(path)
+
+    def write_over(done: int, _: int) -> None:
+        if done == 32:
+            path.write_text("[]")
+
+    with pytest.raises(FileChanged, match=r"train.json: the file has changed since it was opened; start again"):
+        check([file], v15, VICUNA, 2048, workers=workers, progress=write_over)
+
+
     record = {"conversations": [["Q", "A"]]}
     files = [RecordFile(write([record] * 100)), RecordFile(write([record] * 5, "more.jsonl"))]
     report = check(files, v15, VICUNA, 2048)

@@ -18,7 +18,7 @@ from paddle_llava.console import CONTROLS, note, progress_bar
 from paddle_llava.data.encoding import EncodedSample, encode_sample
 from paddle_llava.data.pictures import local_source
 from paddle_llava.data.pool import runner
-from paddle_llava.data.records import RecordFile, Sample
+from paddle_llava.data.records import FileChanged, RecordFile, Sample
 from paddle_llava.data.report import Problem, Report
 from paddle_llava.data.show import decoded_pieces, print_sample
 from paddle_llava.errors import LlavaError
@@ -63,6 +63,8 @@ class Checker:
                 load_image(local_source(source))
             kind = "record"
             encoded = self.encode(sample)
+        except FileChanged:  # no other record would be where it was
+            raise
         except LlavaError as error:
             return Problem(str(file.path), index + 1, kind, str(error).removeprefix(f"{file.name(index)}: "))
         features = sum(encoded.feature_counts)
@@ -84,8 +86,8 @@ def check(
 ) -> Report:
     """Try out every record of `files`, in `workers` processes (0: in this one).
 
-    `progress` is told how many of how many records are done. Raises `LlavaError` when a worker dies; what is wrong with
-    a record stands in the report.
+    `progress` is told how many of how many records are done. Raises `LlavaError` when a worker dies, and `FileChanged`
+    when a file is written to meanwhile; what is wrong with a record stands in the report.
     """
     checker = Checker(files, processor, template, max_length)
     report = Report([str(file.path) for file in files], max_length, records=sum(map(len, files)))
