@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from io import StringIO
 from itertools import pairwise
@@ -69,7 +70,6 @@ def test_reports_each_bad_record_and_sums_the_good(
     assert told[-1] == (7, 7)
 
 
-def test_sums_over_many_files(write: Write, v15: LlavaProcessor) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_is_written_over_meanwhile_is_no_fault_of_its_records(
     write: Write, v15: LlavaProcessor, workers: int
@@ -85,6 +85,7 @@ def test_a_file_that_is_written_over_meanwhile_is_no_fault_of_its_records(
         check([file], v15, VICUNA, 2048, workers=workers, progress=write_over)
 
 
+def test_sums_over_many_files(write: Write, v15: LlavaProcessor) -> None:
     record = {"conversations": [["Q", "A"]]}
     files = [RecordFile(write([record] * 100)), RecordFile(write([record] * 5, "more.jsonl"))]
     report = check(files, v15, VICUNA, 2048)
@@ -123,16 +124,38 @@ def test_fix_keeps_the_bytes_of_good_records(write: Write, records: list[Any], v
 
 
 def test_fix_joins_files_and_says_where_paths_begin(
-    write: Write, v15: LlavaProcessor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write: Write, v15: LlavaProcessor, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = [write([{"conversations": [["Q", name]]}], name) for name in ("a.json", "b.jsonl")]
+    shutil.copy(pictures / "wide.png", tmp_path)
+    paths = [write([{"image": "wide.png", "conversations": [["Q", name]]}], name) for name in ("a.json", "b.jsonl")]
     (tmp_path / "other").mkdir()
     assert run_check(paths, v15, VICUNA, 180, fix=tmp_path / "other" / "out.json") == 0
     written = json.loads((tmp_path / "other" / "out.json").read_text())
     assert [record["conversations"][0][1] for record in written] == ["a.json", "b.jsonl"]
     told = capsys.readouterr().err
     assert "2 good records written to" in told
-    assert f"relative paths of its pictures begin in {tmp_path}" in told
+    assert f"relative paths of its pictures begin in {tmp_path}: give that as image_folder" in told
+
+
+@pytest.mark.parametrize("image", [{}, {"image": "pictures/wide.png"}])
+def test_fix_says_nothing_of_paths_that_are_found(
+    write: Write,
+    v15: LlavaProcessor,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    image: dict[str, str],
+) -> None:
+    """Such as those that begin in the working directory; the file that is written finds them as the first did."""
+    (tmp_path / "pictures").symlink_to(pictures)
+    for folder in ("data", "other"):
+        (tmp_path / folder).mkdir()
+    path, out = write([{**image, "conversations": [["Q", "A"]]}], "data/train.json"), tmp_path / "other" / "out.json"
+    monkeypatch.chdir(tmp_path)
+    assert run_check([path], v15, VICUNA, 180, fix=out) == 0
+    assert "relative paths" not in capsys.readouterr().err
+    assert run_check([out], v15, VICUNA, 180) == 0
 
 
 def test_fix_refuses_to_lose_anything(write: Write, v15: LlavaProcessor, tmp_path: Path) -> None:

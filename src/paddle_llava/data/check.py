@@ -18,7 +18,7 @@ from paddle_llava.console import CONTROLS, note, progress_bar
 from paddle_llava.data.encoding import EncodedSample, encode_sample
 from paddle_llava.data.pictures import local_source
 from paddle_llava.data.pool import runner
-from paddle_llava.data.records import FileChanged, RecordFile, Sample
+from paddle_llava.data.records import ADDRESS, FileChanged, RecordFile, Sample
 from paddle_llava.data.report import Problem, Report
 from paddle_llava.data.show import decoded_pieces, print_sample
 from paddle_llava.errors import LlavaError
@@ -141,6 +141,20 @@ def _good(files: Sequence[RecordFile], report: Report) -> Iterator[tuple[RecordF
     return ((file, i) for file in files for i in range(len(file)) if (str(file.path), i + 1) not in bad)
 
 
+def _lost_folders(files: Sequence[RecordFile], report: Report, out: str | Path) -> list[str]:
+    """Where paths of pictures begin that the good records, now in the file `out`, do not find by themselves."""
+    folders: list[str] = []
+    for (file, index), moved in zip(_good(files, report), RecordFile(out), strict=True):
+        folder = str(file.image_folder)
+        if folder not in folders and _absolute(file[index]) != _absolute(moved):
+            folders.append(folder)
+    return folders
+
+
+def _absolute(sample: Sample) -> list[str]:
+    return [source if ADDRESS.match(source) else os.path.abspath(source) for source in sample.images]
+
+
 def run_check(
     paths: Sequence[str | Path],
     processor: LlavaProcessor,
@@ -175,7 +189,6 @@ def run_check(
     if fix is not None:
         number = write_good(files, report, fix)
         note(f"{number:,} good records written to {fix}")
-        folders = {file.image_folder for file in files}
-        if {folder.resolve() for folder in folders} != {Path(fix).parent.resolve()}:
-            note(f"relative paths of its pictures begin in {', '.join(map(str, folders))}: give that as image_folder")
+        if number and (folders := _lost_folders(files, report, fix)):
+            note(f"relative paths of its pictures begin in {', '.join(folders)}: give that as image_folder")
     return int(bool(report.problems))
