@@ -10,6 +10,8 @@ import typer
 from paddle_llava.errors import LlavaError
 from paddle_llava.flags import AsJson, ConvMode, Debug, ModelPath
 
+DEFAULT_MODEL = "llava-hf/llava-1.5-7b-hf"
+
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Work with training data.")
 
 
@@ -28,16 +30,23 @@ def check(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> int:
-    """Try out every record before a training; the exit code is 1 when any is bad."""
+    """Try out every record before a training; the exit code is 1 when any is bad.
+
+    Tokens and pictures are counted as the model at --model-path takes them, by default llava-hf/llava-1.5-7b-hf. Of a
+    name only the small files are downloaded, not the weights.
+    """
     from paddle_llava.data.check import run_check
     from paddle_llava.data.mixture import matching_files
     from paddle_llava.environment import physical_cores
+    from paddle_llava.hub import Unreachable
     from paddle_llava.processing.processor import LlavaProcessor
 
-    if model_path is None:
-        raise LlavaError("--model-path is missing: tokens and pictures are counted as that model takes them")
     paths = [path for pattern in files for path in matching_files(pattern, "FILE")]
-    processor = LlavaProcessor.from_pretrained(model_path, conv_mode=conv_mode)
+    try:
+        name = DEFAULT_MODEL if model_path is None else model_path
+        processor = LlavaProcessor.from_pretrained(name, conv_mode=conv_mode)
+    except Unreachable as error:
+        raise LlavaError(f"{error}; or give --model-path, a folder or a name that is in the cache") from error
     return run_check(
         paths,
         processor,
