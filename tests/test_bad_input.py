@@ -106,6 +106,10 @@ class World:
         write_safetensors(folder / WEIGHTS, specs, arrays.__getitem__)
         return self.chat(model=folder)
 
+    def offline(self, *command: str) -> list[str]:
+        self.monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        return list(command)
+
     def export(self, *flags: str) -> list[str]:
         return ["export", "--model-path", str(self.sound), "--out", str(self.here / "out"), *flags]
 
@@ -359,7 +363,10 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
     "training at an impossible rate": (lambda w: training(w, learning_rate=-1), "learning_rate"),
     "a setting without its value": (lambda w: [*training(w), "--learning_rate"], "--key value"),
     "training on data that is not there": (lambda w: training(w), "train.json"),
-    "checking data without a model": (lambda w: ["data", "check", "train.json"], "--model-path"),
+    "checking data with no model to be had": (
+        lambda w: w.offline("data", "check", "train.json"),
+        "or give --model-path",
+    ),
     "checking data with fewer than no processes": (lambda w: checking(w, "--workers", "-1"), "--workers"),
     "showing fewer than no samples": (lambda w: checking(w, "--show", "-1"), "--show"),
     "samples of less than a token": (lambda w: checking(w, "--max-length", "-5"), "--max-length"),

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from huggingface_hub import constants, snapshot_download
@@ -25,9 +26,12 @@ from hypothesis import strategies as st
 from hub_server import Fault, HubServer
 from paddle_llava import hub as hub_module
 from paddle_llava import transfer
+from paddle_llava.checkpoints.config_file import config_to_dict
 from paddle_llava.cli import main
 from paddle_llava.errors import LlavaError
-from paddle_llava.hub import CHECKPOINT_FILES, PADDLE_NAMES, local_folder, tower_folder, weight_files
+from paddle_llava.hub import CHECKPOINT_FILES, PADDLE_NAMES, Unreachable, local_folder, tower_folder, weight_files
+from paddle_llava.json_file import write_json
+from paddle_llava.processing.processor import LlavaProcessor
 
 HF = "llava-hf/llava-1.5-7b-hf"
 ORIGINAL = "liuhaotian/llava-v1.5-7b"
@@ -107,7 +111,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return told
 
 
-def refusal(name: str | Path, **options: str) -> str:
+def refusal(name: str | Path, **options: Any) -> str:
     """The error of `local_folder`, which has to be one line."""
     with pytest.raises(LlavaError) as caught:
         local_folder(name, progress=False, **options)
@@ -214,6 +218,80 @@ def test_a_repository_that_is_no_checkpoint(hub: HubServer, lost: str) -> None:
     (hub.repos[HF] / lost).unlink()
     (hub.repos[HF] / "pytorch_model.bin").unlink()
     assert "not a checkpoint" in refusal(HF)
+
+
+# --- without weights ------------------------------------------------------------------------------
+
+
+def light(hub: HubServer, repo: str) -> set[str]:
+    return {name for name in NEEDED[repo] if name in CHECKPOINT_FILES}
+
+
+@pytest.mark.parametrize("repo", [HF, ORIGINAL, TOWER])
+def test_the_small_files_are_had_alone_and_completed_later(hub: HubServer, repo: str) -> None:
+    fetch = tower_folder if repo == TOWER else local_folder
+    folder = fetch(repo, progress=False, weights=False)
+    assert {path.name for path in folder.iterdir()} == light(hub, repo) == hub.names()
+    hub.requests.clear()
+    assert fetch(repo, progress=False) == folder
+    assert hub.names() == NEEDED[repo] - light(hub, repo)
+    hub.requests.clear()
+    assert fetch(repo, progress=False, weights=False) == folder
+    assert hub.downloads() == []
+    assert same_content(folder, hub.repos[repo])
+
+
+def test_offline_the_small_files_do_for_what_needs_no_weights(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = local_folder(HF, progress=False, weights=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert local_folder(HF, weights=False) == folder
+    assert "nor in the cache" in refusal(HF)
+
+
+def test_offline_small_files_that_are_not_all_there_do_not(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    hub.faults["tokenizer.model"] = Fault("status", times=99)
+    assert "tokenizer.model" in refusal(HF, weights=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(Unreachable, match="nor in the cache"):
+        local_folder(HF, weights=False, revision=hub.commit(HF))
+
+
+def test_small_files_of_a_new_commit_do_not_hide_a_whole_copy(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = local_folder(HF, progress=False)
+    (hub.repos[HF] / "config.json").write_text("{} ")
+    assert local_folder(HF, progress=False, weights=False) != whole
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert local_folder(HF) == local_folder(HF, weights=False) == whole
+
+
+def test_a_processor_takes_no_weights(hub: HubServer, tmp_path: Path, demo_checkpoint: Path) -> None:
+    """Nor those of the separate tower that its checkpoint names."""
+    own = LlavaProcessor.from_pretrained(demo_checkpoint)
+    raw, tower = config_to_dict(own.config, "original"), write_repository(tmp_path / "eyes", {"model.safetensors"})
+    write_json(tower / "config.json", raw.pop("vision_config"))
+    folder = write_repository(tmp_path / "small", {"model.safetensors"})
+    write_json(folder / "config.json", raw | {"mm_vision_tower": "someone/eyes"})
+    own.save_pretrained(folder, "original")
+    hub.repos |= {"someone/small": folder, "someone/eyes": tower}
+    assert LlavaProcessor.from_pretrained("someone/small").config.vision == own.config.vision
+    assert "config.json" in hub.names()
+    assert "model.safetensors" not in hub.names()
+
+
+def test_data_is_checked_without_weights_and_offline(
+    hub: HubServer, demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the files of LLaVA 1.5 unless a model is named."""
+    hub.repos[HF] = demo_checkpoint
+    (tmp_path / "train.json").write_text('[{"conversations": [["What is it?", "A bus."]]}]')
+    command = ["data", "check", str(tmp_path / "train.json"), "--workers", "0"]
+    assert main(command) == 0
+    assert "tokenizer.json" in hub.names()
+    assert "model.safetensors" not in hub.names()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(command) == main([*command, "--model_path", HF]) == 0
 
 
 # --- which weights --------------------------------------------------------------------------------

@@ -56,16 +56,26 @@ WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"), ("model_state",
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
+class Unreachable(LlavaError):
+    """The hub does not answer, or must not be asked, and the cache has no copy."""
+
+
 def local_folder(
-    name_or_path: str | Path, *, revision: str | None = None, progress: bool = True, text_only: bool = False
+    name_or_path: str | Path,
+    *,
+    revision: str | None = None,
+    progress: bool = True,
+    text_only: bool = False,
+    weights: bool = True,
 ) -> Path:
     """The folder of a LLaVA checkpoint: `name_or_path` itself if it is one, else its download.
 
     `revision` is a branch, tag or commit of a hub name (default `main`); a folder has none. `HF_ENDPOINT`,
     `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE` and `HF_TOKEN` mean what they mean to `huggingface_hub`, also
     when they are set after its import. With `progress`, a warning and a bar on stderr while something is
-    downloaded. `text_only` allows Vicuna alone, from which a LLaVA is trained. Raises `LlavaError` when the checkpoint
-    cannot be had.
+    downloaded. `text_only` allows Vicuna alone, from which a LLaVA is trained. Without `weights` a download is of the
+    few megabytes beside them, which a later call completes. Raises `LlavaError` when the checkpoint cannot be had,
+    `Unreachable` for want of a connection.
     """
     if folder := _existing(name_or_path) or OWN.get(str(name_or_path)):
         return folder
@@ -74,12 +84,12 @@ def local_folder(
         if not text_only:
             raise LlavaError(f"{name!r}: Vicuna alone, a text model that sees no images; give a LLaVA checkpoint")
         name = f"lmsys/{vicuna[1]}"
-    return _from_hub(name, revision, CHECKPOINT_FILES, progress)
+    return _from_hub(name, revision, CHECKPOINT_FILES, progress, weights)
 
 
-def tower_folder(name_or_path: str | Path, *, progress: bool = True) -> Path:
+def tower_folder(name_or_path: str | Path, *, progress: bool = True, weights: bool = True) -> Path:
     """The same for a separate CLIP vision tower, such as `openai/clip-vit-large-patch14-336`."""
-    return _existing(name_or_path) or _from_hub(str(name_or_path), None, TOWER_FILES, progress)
+    return _existing(name_or_path) or _from_hub(str(name_or_path), None, TOWER_FILES, progress, weights)
 
 
 def weight_files(names: set[str]) -> list[str]:
@@ -111,7 +121,7 @@ def _existing(name_or_path: str | Path) -> Path | None:
     return None
 
 
-def _from_hub(name: str, revision: str | None, companions: tuple[str, ...], progress: bool) -> Path:
+def _from_hub(name: str, revision: str | None, companions: tuple[str, ...], progress: bool, weights: bool) -> Path:
     from huggingface_hub.errors import HTTPError
 
     repo, revision = _repository(name), revision or "main"
@@ -119,9 +129,9 @@ def _from_hub(name: str, revision: str | None, companions: tuple[str, ...], prog
         raise LlavaError(f"{revision!r}: not a revision; give a branch, a tag or a commit of {repo}")
     endpoint, home = hub_endpoint(), cache_folder() / f"models--{repo.replace('/', '--')}"
     try:
-        commit, files = _listing(repo, revision, endpoint, companions)
+        commit, files = _listing(repo, revision, endpoint, companions, weights)
     except (HTTPError, OSError) as error:
-        cached = _cached(repo, revision, home.parent) if _is_outage(error) else None
+        cached = _cached(repo, revision, home.parent, weights) if _is_outage(error) else None
         if cached is None:
             raise _explanation(error, repo, revision, endpoint, home.parent) from error
         if not is_offline():
@@ -134,7 +144,9 @@ def _from_hub(name: str, revision: str | None, companions: tuple[str, ...], prog
         raise _explanation(error, repo, revision, endpoint, home.parent) from error
     if revision != commit:
         with suppress(OSError):  # a cache that cannot be written to serves all the same
-            _remember(home / "refs" / revision, commit)
+            # A copy without weights does not take the place of a whole one.
+            if weights or not _cached(repo, revision, home.parent, weights=True):
+                _remember(home / "refs" / revision, commit)
     return snapshot
 
 
@@ -158,8 +170,13 @@ def _suggestion(name: str) -> str:
     return "" if name in known else did_you_mean(name, of_another_owner or known)
 
 
-def _listing(repo: str, revision: str, endpoint: str, companions: tuple[str, ...]) -> tuple[str, list[RemoteFile]]:
-    """The commit of `revision` and the files to have of it, the weights last; one request."""
+def _listing(
+    repo: str, revision: str, endpoint: str, companions: tuple[str, ...], weights: bool
+) -> tuple[str, list[RemoteFile]]:
+    """The commit of `revision` and the files to have of it; one request.
+
+    `config.json` comes after its `companions`, and the `weights` after that: what is there tells what is whole.
+    """
     from huggingface_hub import HfApi, constants, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -170,9 +187,9 @@ def _listing(repo: str, revision: str, endpoint: str, companions: tuple[str, ...
     try:
         info = api.model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
         listed = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        weights = weight_files(set(listed))
+        tensors = weight_files(set(listed))
         commit, files = str(info.sha), []
-        for name in [name for name in companions if name in listed] + weights:
+        for name in [name for name in reversed(companions) if name in listed] + tensors * weights:
             file, url = listed[name], hf_hub_url(repo, name, revision=commit, endpoint=endpoint)
             size, checksum = (file.lfs.size, file.lfs.sha256) if file.lfs else (file.size, file.blob_id)
             files.append(RemoteFile(repo, name, url, int(-1 if size is None else size), str(checksum)))
@@ -180,7 +197,7 @@ def _listing(repo: str, revision: str, endpoint: str, companions: tuple[str, ...
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LlavaError(f"{endpoint}: does not answer as a Hugging Face hub does; check HF_ENDPOINT") from error
-    if "config.json" not in listed or not weights:
+    if "config.json" not in listed or not tensors:
         raise LlavaError(
             f"{repo}: not a checkpoint; it lacks config.json, or a whole set of model*.safetensors, "
             "pytorch_model*.bin or model_state*.pdparams"
@@ -211,15 +228,16 @@ def _remember(ref: Path, commit: str) -> None:
     os.replace(fresh, ref)
 
 
-def _cached(repo: str, revision: str, cache_folder: Path) -> Path | None:
-    """The snapshot of `revision` in the cache, if its weights are all there (they are downloaded last)."""
+def _cached(repo: str, revision: str, cache_folder: Path, weights: bool) -> Path | None:
+    """The snapshot of `revision` in the cache, if all is there: the weights are downloaded last, or `config.json`."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, "config.json", cache_dir=cache_folder, revision=revision)
     if not isinstance(found, str):
         return None
     folder = Path(found).parent
-    return folder if weight_files({path.name for path in folder.iterdir() if path.is_file()}) else None
+    whole = not weights or weight_files({path.name for path in folder.iterdir() if path.is_file()})
+    return folder if whole else None
 
 
 def is_offline() -> bool:
@@ -284,7 +302,7 @@ def _explanation(error: Exception, repo: str, revision: str, endpoint: str, cach
             text = f"no room in the cache {str(cache_folder)!r} ({_brief(error)}); free some or change HF_HOME"
         case _:
             text = f"cannot use the cache {str(cache_folder)!r} ({_brief(error)}); change HF_HOME"
-    return LlavaError(f"{repo}: {text}")
+    return (Unreachable if _is_outage(error) else LlavaError)(f"{repo}: {text}")
 
 
 def _brief(error: Exception) -> str:

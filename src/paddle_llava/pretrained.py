@@ -59,20 +59,22 @@ class Pretrained:
         return hub.tower_folder(name)
 
 
-def find_pretrained(name_or_path: str | Path) -> Pretrained:
+def find_pretrained(name_or_path: str | Path, *, weights: bool = True) -> Pretrained:
     """The checkpoint of that name, downloaded if it is not in the cache, or in that folder.
 
-    Raises `LlavaError` when it cannot be had or is no LLaVA.
+    Without `weights` only what stands beside them is downloaded. Raises `LlavaError` when it cannot be had or is no
+    LLaVA.
     """
-    folder = hub.local_folder(name_or_path)
+    folder = hub.local_folder(name_or_path, weights=weights)
     path = folder / "config.json"
     if not path.is_file():
         raise LlavaError(f"{folder}: this folder has a processor but no config.json, so it is not a checkpoint")
     raw = read_json(path)
     tower = separate_tower(raw)
-    vision = read_json(hub.tower_folder(tower) / "config.json") if tower else None
+    beside = hub.tower_folder(tower, weights=weights) if tower else None
+    vision = read_json(beside / "config.json") if beside else None
     config = LlavaConfig.from_dict(raw, vision=vision, where=str(path))
-    settings = image_settings(folder) or (image_settings(hub.tower_folder(tower)) if tower else None)
+    settings = image_settings(folder) or (image_settings(beside) if beside else None)
     images = ImageProcessor.from_config(
         config, read_json(settings) if settings else None, where=str(settings or folder)
     )

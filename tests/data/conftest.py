@@ -64,17 +64,28 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(pictures: Path) -> Iterator[Any]:
-    """Serves `pictures` on loopback: its `address`, and the paths that were `asked` for."""
+    """Serves `pictures` on loopback: its `address`, and the paths that were `asked` for.
+
+    The statuses in `refusals` are its first answers.
+    """
     asked: list[str] = []
+    refusals: list[int] = []
 
     class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
+        def do_GET(self) -> None:
             asked.append(self.path)
+            if refusals:
+                self.send_error(refusals.pop(0))
+            else:
+                super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(pictures))) as running:
         Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         running.address = f"http://127.0.0.1:{running.server_port}"  # type: ignore[attr-defined]
-        running.asked = asked  # type: ignore[attr-defined]
+        running.asked, running.refusals = asked, refusals  # type: ignore[attr-defined]
         yield running
         running.shutdown()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,18 @@ def asked(number: int, *sources: str) -> Sample:
 
 
 @pytest.mark.parametrize("version", ["v15", "v16"])
-@pytest.mark.parametrize("over_http", [False, True])
+@pytest.mark.parametrize("kind", ["path", "URL", "data URI"])
 def test_pixels_are_those_of_a_chat(
-    request: pytest.FixtureRequest, pictures: Path, server: Any, version: str, over_http: bool
+    request: pytest.FixtureRequest, pictures: Path, server: Any, version: str, kind: str
 ) -> None:
     processor = request.getfixturevalue(version)
     names = ["wide.png", "tall.jpg", "large.jpg"]
-    sources = [f"{server.address}/{name}" if over_http else str(pictures / name) for name in names]
+    paths = [pictures / name for name in names]
+    sources = {
+        "path": [str(path) for path in paths],
+        "URL": [f"{server.address}/{name}" for name in names],
+        "data URI": ["data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in paths],
+    }[kind]
     samples = [asked(1, sources[0]), asked(2), asked(3, *sources[1:])]
     prepared = [prepare_sample(encode_sample(sample, processor, VICUNA, 4096), processor) for sample in samples]
     batch = collate([prepared[:2], prepared[2:]], 0)
@@ -56,7 +62,7 @@ def test_pixels_are_those_of_a_chat(
     engine: Any = Onlooker()
     session = ChatSession(engine, processor)
     with pytest.raises(Stopped):
-        next(session.ask("What is it?", image=sources))
+        next(session.ask("What is it?", image=[str(path) for path in paths]))
     assert batch["pixel_values"].dtype == np.float32
     assert batch["pixel_values"].tobytes() == engine.pixel_values.tobytes()
     assert batch["image_sizes"].dtype == np.int64

@@ -6,6 +6,7 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,37 @@ def test_a_url_is_asked_once(server: Any, pictures: Path, cache: Path) -> None:
     assert picture_size(url) == (60, 200)
     assert server.asked == ["/wide.png?size=1"]
     assert local_source("local.png") == "local.png"
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What was waited between attempts, in seconds; nothing is."""
+    told: list[float] = []
+    monkeypatch.setattr(pictures_module, "time", SimpleNamespace(sleep=told.append))
+    return told
+
+
+def test_a_fault_that_passes_is_waited_for(server: Any, pictures: Path, pauses: list[float]) -> None:
+    server.refusals += [503, 429]
+    assert Path(local_source(f"{server.address}/wide.png")).read_bytes() == (pictures / "wide.png").read_bytes()
+    assert server.asked == ["/wide.png"] * 3
+    assert pauses == list(pictures_module.PAUSES)
+
+
+def test_a_fault_that_stays_is_told(server: Any, pauses: list[float]) -> None:
+    server.refusals += [503, 503, 500]
+    with pytest.raises(LlavaError, match=r"wide.png' answered 500 Internal Server Error"):
+        local_source(f"{server.address}/wide.png")
+    assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("status", [404, 403, 410])
+def test_an_answer_that_is_no_fault_is_asked_for_once(server: Any, pauses: list[float], status: int) -> None:
+    server.refusals.append(status)
+    with pytest.raises(LlavaError, match=f"wide.png' answered {status}"):
+        local_source(f"{server.address}/wide.png")
+    assert server.asked == ["/wide.png"]
+    assert pauses == []
 
 
 def test_a_picture_appears_whole_when_many_ask(server: Any, cache: Path) -> None:

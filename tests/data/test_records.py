@@ -164,6 +164,23 @@ def test_paths_begin_in_the_image_folder(write: Write, monkeypatch: pytest.Monke
     assert RecordFile(path, image_folder="/pictures")[0].images == (expected,)
 
 
+def test_paths_that_are_not_beside_the_file_begin_in_the_working_directory(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in PaddleMIX's files; but not where a folder is given."""
+    names = ["data/images/1.png", "both.png", "none.png"]
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    path = write([{"image": name, "conversations": [["<image>Q", "A"]]} for name in names], "data/train.json")
+    for name in ("data/images/1.png", "both.png", "data/both.png"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    beside = [str(tmp_path / "data" / name) for name in names]
+    file = RecordFile(path)
+    for opened in (file, pickle.loads(pickle.dumps(file))):  # noqa: S301 (our own)
+        assert [sample.images[0] for sample in opened] == [names[0], *beside[1:]]
+    assert [sample.images[0] for sample in RecordFile(path, image_folder=path.parent)] == beside
+
+
 PAIR = ["<image>Q", "A"]
 BAD: dict[str, tuple[Any, str]] = {
     "not an object": (5, "an object is expected, found 5"),

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from paddle_llava.checkpoints.adapter import Adapter, write_adapter
 from paddle_llava.checkpoints.safetensors_file import SafetensorsFile
 from paddle_llava.cli import main
 from paddle_llava.device import NPU_ENVIRONMENT
+from paddle_llava.pretrained import find_pretrained
 from terminal import CTRL_C, Terminal
 from training_runs import checkpoints, log, write_records, write_settings
 
@@ -90,6 +93,22 @@ def test_the_doors(door: str, tmp_path: Path, demo_checkpoint: Path, data: Path)
     said = done.stderr.splitlines()
     assert said[0].startswith("plan ")
     assert [line for line in said if line.startswith("step 1/1")]
+
+
+def test_the_door_of_merging(tmp_path: Path, demo_checkpoint: Path) -> None:
+    """The adapter is for one matrix, so that nothing else may change."""
+    config, adapter, merged = find_pretrained(demo_checkpoint).config, tmp_path / "adapter", tmp_path / "merged"
+    width = config.text.hidden_size
+    pair = np.ones((width, 1), np.float32), np.ones((1, width), np.float32)
+    made = Adapter(1, 1.0, base_model=str(demo_checkpoint), pairs={"language_model.layers.0.self_attn.q_proj": pair})
+    write_adapter(adapter, made, config)
+    command = [sys.executable, str(ROOT / "examples" / "llava" / "merge_lora_params.py")]
+    flags = {"model_name_or_path": demo_checkpoint, "lora_path": adapter, "merge_model_path": merged}
+    command += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"llava: note: {merged} holds the merged model\n"
+    assert _changed(demo_checkpoint, merged) == {"language_model.model.layers.0.self_attn.q_proj.weight"}
 
 
 def test_ctrl_c(tmp_path: Path, demo_checkpoint: Path, data: Path) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 import paddle_llava
 from paddle_llava.errors import LlavaError
 from paddle_llava.processing import fetching
-from paddle_llava.processing.fetching import ImageLimits, is_public
+from paddle_llava.processing.fetching import ImageLimits, PassingFault, fetch, is_public
 from paddle_llava.processing.loading import load_image
 
 CERTIFICATE = Path(__file__).parent / "fixtures" / "pictures.test.pem"  # for pictures.test, with its key
@@ -255,6 +255,52 @@ def test_bad_answers(server: Server, path: str, reason: str) -> None:
     message = refusal(f"{server.url}/{path}", limits=ImageLimits(max_bytes=2**20, total_time=5))
     assert message.startswith(f"'{server.url}/{path[:5]}")
     assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("path", "passes"),
+    [
+        ("status/500", True),
+        ("status/503", True),
+        ("status/429", True),
+        ("silence", True),
+        ("half", True),
+        ("missing", False),
+        ("status/403", False),
+        ("huge", False),
+        ("broken-gzip", False),
+        ("to/ftp://host/x", False),
+        ("to/http://[bad/", False),
+        ("redirect/6", False),
+    ],
+)
+def test_which_faults_may_pass(server: Server, path: str, passes: bool) -> None:
+    with pytest.raises(LlavaError) as caught:
+        fetch(f"{server.url}/{path}", QUICK)
+    assert isinstance(caught.value, PassingFault) is passes
+
+
+def test_a_refused_connection_may_pass_and_a_private_host_does_not(server: Server) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(PassingFault):
+            fetch(f"http://127.0.0.1:{closed.getsockname()[1]}/x.png", QUICK)
+    with pytest.raises(LlavaError, match="is refused") as caught:
+        fetch(f"{server.url}/picture", QUICK, allow_private=False)
+    assert not isinstance(caught.value, PassingFault)
+
+
+@pytest.mark.parametrize(("number", "passes"), [(socket.EAI_AGAIN, True), (socket.EAI_NONAME, False)])
+def test_a_resolver_out_of_order_may_pass_and_an_unknown_name_does_not(
+    monkeypatch: pytest.MonkeyPatch, number: int, passes: bool
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(number, "told")
+
+    monkeypatch.setattr(socket, "getaddrinfo", failing)
+    with pytest.raises(LlavaError) as caught:
+        fetch("http://pictures.test/x.png", QUICK)
+    assert isinstance(caught.value, PassingFault) is passes
 
 
 def test_a_gzip_bomb_is_not_inflated_past_the_limit(server: Server) -> None:

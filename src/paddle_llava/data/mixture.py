@@ -40,12 +40,15 @@ class Part:
 
 
 class Mixture:
-    """The samples of all parts, each with the template it is told in: `len(mixture)`, `mixture[0]`."""
+    """The samples of all parts, each with the template it is told in: `len(mixture)`, `mixture[0]`.
+
+    `files` are those of all parts, each with its template.
+    """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = tuple(parts)
-        self._places = [(file, part.template) for part in self.parts for file in part.files]
-        self._ends = np.cumsum([len(file) for file, _ in self._places])
+        self.files = [(file, part.template) for part in self.parts for file in part.files]
+        self._ends = np.cumsum([len(file) for file, _ in self.files])
 
     @classmethod
     def from_entries(
@@ -75,7 +78,7 @@ class Mixture:
         if not 0 <= index < len(self):
             raise IndexError(index)
         place = int(np.searchsorted(self._ends, index, side="right"))
-        file, template = self._places[place]
+        file, template = self.files[place]
         return file[index - int(self._ends[place]) + len(file)], template
 
     @property

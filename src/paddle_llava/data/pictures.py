@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -13,11 +14,13 @@ from PIL import Image
 
 from paddle_llava.errors import LlavaError
 from paddle_llava.geometry import Size
-from paddle_llava.processing.fetching import ImageLimits, fetch, shown
+from paddle_llava.processing.fetching import ImageLimits, PassingFault, fetch, shown
 from paddle_llava.processing.loading import EXIF_ORIENTATION, load_image
 
 HEADER_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 LIMITS = ImageLimits()
+PAUSES = (1.0, 3.0)
+"""Seconds before a URL is asked again, when the network or the server failed."""
 SIDEWAYS = (5, 6, 7, 8)
 
 
@@ -31,7 +34,8 @@ def local_source(source: str) -> str:
     """`source`, or for an http(s) URL the path of its copy on disk, downloaded at the first time.
 
     A copy is named after the URL's SHA-256 and appears whole or not at all, also when several processes ask at once.
-    Raises `LlavaError` when the URL gives no picture within the limits of `load_image`, or the copy cannot be kept.
+    A fault that may pass is waited for a little: hours of training, or a record, may depend on it. Raises `LlavaError`
+    when the URL gives no picture within the limits of `load_image`, or the copy cannot be kept.
     """
     if not source.lower().startswith(("http://", "https://")):
         return source
@@ -39,7 +43,7 @@ def local_source(source: str) -> str:
     path = cache_folder() / digest[:2] / digest
     if os.path.isfile(path):
         return str(path)
-    body, _ = fetch(source, LIMITS)
+    body = _fetch_patiently(source)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
@@ -56,6 +60,14 @@ def local_source(source: str) -> str:
     except OSError as error:
         raise LlavaError(f"{shown(source)} cannot be kept in {path.parent}: {error.strerror or error}") from error
     return str(path)
+
+
+def _fetch_patiently(url: str) -> bytes:
+    for pause in PAUSES:
+        with suppress(PassingFault):
+            return fetch(url, LIMITS)[0]
+        time.sleep(pause)
+    return fetch(url, LIMITS)[0]
 
 
 def picture_size(source: str) -> Size:

@@ -50,10 +50,11 @@ class FileChanged(LlavaError):
 class RecordFile:
     """The samples of a training file, each parsed when it is asked for: `len(file)`, `file[0]`.
 
-    Relative paths of pictures start at `image_folder`, or else at the file's own folder. Opening reads the file
-    through once and raises `LlavaError` when it is no list of records; asking for a record raises it, with its
-    number, when it cannot be a sample, and `FileChanged`. `read` makes the contents of a sample of what its JSON says.
-    Pickling carries the places of the records, so that a worker process need not search again.
+    Relative paths of pictures start at `image_folder`, or else at the file's own folder or, where nothing is there, at
+    the working directory, as in PaddleMIX's files. Opening reads the file through once and raises `LlavaError` when it
+    is no list of records; asking for a record raises it, with its number, when it cannot be a sample, and
+    `FileChanged`. `read` makes the contents of a sample of what its JSON says. Pickling carries the places of the
+    records, so that a worker process need not search again.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class RecordFile:
         self.path = Path(path)
         self.read = read
         self.image_folder = self.path.parent if image_folder is None else Path(os.path.expanduser(image_folder))
+        self._looks_here = image_folder is None
         with map_file(self.path) as data:
             self._spans, self._lines = find_records(data, str(self.path))
         # Read and not mapped from here on: of a mapped file that somebody shortens, the next look ends the process.
@@ -123,7 +125,11 @@ class RecordFile:
         return None if self._lines is None else int(self._lines[index])
 
     def _resolved(self, source: str) -> str:
-        return source if ADDRESS.match(source) else os.path.join(self.image_folder, os.path.expanduser(source))
+        if ADDRESS.match(source):
+            return source
+        path = os.path.expanduser(source)
+        beside = os.path.join(self.image_folder, path)
+        return path if self._looks_here and not os.path.exists(beside) and os.path.exists(path) else beside
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_file"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import threading
@@ -17,8 +18,15 @@ from paddle_llava import __version__
 from paddle_llava.errors import LlavaError
 
 REDIRECTS = (301, 302, 303, 307, 308)
+PASSING_STATUSES = (408, 429)
+PASSING_ERRORS = (httpx.TimeoutException, httpx.RemoteProtocolError, ConnectionError, TimeoutError)
+PASSING_NUMBERS = (errno.ENETUNREACH, errno.EHOSTUNREACH, socket.EAI_AGAIN)
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class PassingFault(LlavaError):
+    """What may be gone a little later: a server out of order or too busy, a time-out, a connection that broke."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ def fetch(url: str, limits: ImageLimits, *, allow_private: bool = True) -> tuple
 
     Redirects are followed to http and https only. Without `allow_private` every host, also after a redirect,
     must resolve to public addresses alone; the connection then goes to the very address that was checked, so
-    that a second look-up cannot swap it, and never through a proxy. Raises `LlavaError` naming the URL.
+    that a second look-up cannot swap it, and never through a proxy. Raises `LlavaError` naming the URL,
+    `PassingFault` where another attempt may succeed.
     """
     name = shown(url)
     # httpx ignores the environment's proxies when it is given a transport.
@@ -62,9 +71,19 @@ def fetch(url: str, limits: ImageLimits, *, allow_private: bool = True) -> tuple
             raise LlavaError(f"{name} redirects more than {limits.max_redirects} times")
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         if deadline.passed or isinstance(error, httpx.ReadTimeout):
-            raise LlavaError(f"{name} took longer than {limits.total_time:g} seconds") from error
+            raise PassingFault(f"{name} took longer than {limits.total_time:g} seconds") from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise LlavaError(f"{name} cannot be fetched: {reason[:200]}") from error
+        kind = PassingFault if _may_pass(error) else LlavaError
+        raise kind(f"{name} cannot be fetched: {reason[:200]}") from error
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """By what lies below httpx's errors, which are the same for a refused connection and a name that nobody has."""
+    while error is not None:
+        if isinstance(error, PASSING_ERRORS) or getattr(error, "errno", None) in PASSING_NUMBERS:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def shown(url: str) -> str:
@@ -161,8 +180,10 @@ def _public_addresses(url: httpx.URL) -> list[IPAddress]:
 
 
 def _body(response: httpx.Response, name: str, max_bytes: int) -> bytes:
-    if response.status_code != 200:
-        raise LlavaError(f"{name} answered {response.status_code} {response.reason_phrase}".rstrip())
+    status = response.status_code
+    if status != 200:
+        kind = PassingFault if status in PASSING_STATUSES or status >= 500 else LlavaError
+        raise kind(f"{name} answered {status} {response.reason_phrase}".rstrip())
     too_large = LlavaError(f"{name} is larger than {max_bytes / 2**20:g} MiB")
     declared = response.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:

@@ -47,17 +47,17 @@ class LlavaProcessor:
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, conv_mode: str | None = None) -> LlavaProcessor:
-        """The processor of a published name or a folder.
+        """The processor of a published name, of which no weights are downloaded, or of a folder.
 
         `conv_mode` is the name or the file of a template to take instead of the checkpoint's.
 
         Preprocessing follows the folder's own `preprocessor_config.json`, or the `processor_config.json` that
         transformers 5 writes; without either, `image_aspect_ratio` of the configuration (original and Paddle layouts).
         """
-        folder = hub.local_folder(name_or_path)
+        folder = hub.local_folder(name_or_path, weights=False)
         tokenizer = Tokenizer.from_pretrained(folder)
         if (folder / "config.json").is_file():
-            pretrained = find_pretrained(folder)
+            pretrained = find_pretrained(folder, weights=False)
             raw, config, images = pretrained.raw, pretrained.config, pretrained.image_processor
         else:
             path = image_settings(folder) or folder / PROCESSOR
