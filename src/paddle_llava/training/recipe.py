@@ -55,7 +55,8 @@ def train(
     then `KeyboardInterrupt` is raised, and said before how to go on.
     """
     output_dir, quiet = Path(config.output_dir).expanduser(), world.rank > 0
-    prepare(model, config)
+    for note in prepare(model, config):
+        say(note)
     split(model, world)
     eval_batches = make_batches("eval", config, processor, template, world) if evaluates(config) else None
     if not config.do_train:
