@@ -434,6 +434,32 @@ def test_paddlenlps_form(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        {"user_prefix": "Q: ", "assistant_prefix": " A:  ", "answer_suffix": "</s>"},
+        {"user_prefix": "Q: ", "user_suffix": " A: ", "assistant_prefix": " ", "answer_suffix": "</s>"},
+        {"user_prefix": "Q: ", "user_suffix": " A:  ", "assistant_prefix": "", "answer_suffix": "</s>"},
+        {"conversation": ["Q: {{user}} A: ", " {{bot}}</s>"]},
+        {"conversation": ["Q: {{user}} A: ", " {{bot}}</s>"], "query": "Q: {{query}} A:"},
+        {"conversation": ["Q: {{user}} ", "A:  {{bot}}</s>"], "query": "Q: {{query}} A:  "},
+    ],
+)
+def test_spaces_before_an_answer_are_the_answers(tmp_path, value):
+    template = read_template(written(tmp_path, value))
+    assert prompt_string(render(chat(("why?", "so")), template)) == "Q: why? A:  so</s>"
+    prompt = render(chat(("why?", None)), template, add_generation_prompt=True)
+    assert prompt_string(prompt) == "Q: why? A:"
+    assert template.answer_prefix == "  "
+
+
+def test_a_byte_order_mark_is_left_aside(tmp_path):
+    path = written(tmp_path, PADDLENLP)
+    expected = read_template(path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert read_template(path) == expected
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
     [
         ("{", "not valid JSON"),
@@ -454,6 +480,8 @@ def test_paddlenlps_form(tmp_path):
         (PADDLENLP | {"conversation": ["{{user}}{{user}}", "{{bot}}"]}, "must have {{user}} once"),
         (PADDLENLP | {"conversation": ["{% if x %}{{user}}", "{{bot}}"]}, "no other Jinja"),
         (PADDLENLP | {"conversation": ["{{user}}", "{{bot}}"]}, "query must be conversation's first"),
+        (PADDLENLP | {"query": "USER: {{query}}"}, "query must be conversation's first"),
+        (PADDLENLP | {"query": "USER: {{query}} ASSISTANT: Well,"}, "query must be conversation's first"),
         (PADDLENLP | {"system": "{{ cycler.__init__ }}"}, "system must be text without Jinja"),
         (PADDLENLP | {"system": [1]}, "system must be text"),
         ({"conversation": ["{{user}}", "{{bot}}"]}, "answer_suffix is empty"),

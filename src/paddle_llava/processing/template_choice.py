@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,14 @@ def read_template(path: Path) -> Template:
          "user_prefix": "Q: ", "user_suffix": "\\n", "assistant_prefix": "A:", "answer_prefix": " ",
          "answer_suffix": "</s>", "stop_strings": ["Q:"]}
 
-    Or in PaddleNLP's form, where `{{user}}` and `{{bot}}` are places and no other Jinja is understood:
+    Or in PaddleNLP's form, where `{{user}}` and `{{bot}}` are places and no other Jinja is understood; `query` says
+    where an answer begins, or else the first of `conversation`:
 
         {"system": "Answer briefly.\\n", "conversation": ["Q: {{user}}\\nA:", " {{bot}}</s>"],
          "query": "Q: {{query}}\\nA:"}
 
-    Raises `LlavaError` naming the file and the key.
+    Spaces before an answer are the answer's, for LLaMA has them in the piece of its first word: where they end what
+    comes before, they are moved. Raises `LlavaError` naming the file and the key.
     """
     if not os.path.exists(path):
         raise LlavaError(f"{path}: no such template file; left out, the checkpoint's own template is taken")
@@ -84,7 +86,20 @@ def read_template(path: Path) -> Template:
     if not values["answer_suffix"]:
         raise LlavaError(f'{path}: answer_suffix is empty, so that nothing would end an answer; use "</s>"')
     parts: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return Template(**parts)
+    return _without_spaces_before_answer(Template(**parts))
+
+
+def _without_spaces_before_answer(template: Template) -> Template:
+    """The same text, but a prompt for generation that does not end in spaces."""
+    before = template.user_suffix + template.assistant_prefix
+    spaces = before[len(before.rstrip(" ")) :]
+    assistant_prefix = template.assistant_prefix.rstrip(" ")
+    return replace(
+        template,
+        user_suffix=template.user_suffix if assistant_prefix else template.user_suffix.rstrip(" "),
+        assistant_prefix=assistant_prefix,
+        answer_prefix=spaces + template.answer_prefix,
+    )
 
 
 def _is_kind(value: Any, kind: str) -> bool:
@@ -108,8 +123,16 @@ def _from_paddlenlp(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     user_prefix, assistant_prefix = _around(turns[0], "user", path)
     answer_prefix, answer_suffix = _around(turns[1], "bot", path)
     query = raw.get("query")
-    if query is not None and _around(query, "query", path) != (user_prefix, assistant_prefix):
-        raise LlavaError(f"{path}: query must be conversation's first, with {{{{query}}}} for {{{{user}}}}")
+    if query is not None:
+        before, after = _around(query, "query", path)
+        between, start = assistant_prefix + answer_prefix, after.rstrip(" ")
+        begins = before == user_prefix and start.startswith(assistant_prefix.rstrip(" "))
+        if not begins or not between.startswith(start):
+            raise LlavaError(
+                f"{path}: query must be conversation's first, with {{{{query}}}} for {{{{user}}}}, and at most what "
+                "stands before {{bot}} after it"
+            )
+        assistant_prefix, answer_prefix = start, between[len(start) :]
     if not isinstance(system, str) or JINJA.search(system):
         raise LlavaError(f"{path}: system must be text without Jinja, which is not evaluated")
     return {
