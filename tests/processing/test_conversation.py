@@ -25,7 +25,7 @@ from paddle_llava.processing.conversation import (
     stop_token_ids,
 )
 from paddle_llava.processing.sentencepiece_model import added_token, tokenizer_json_from_sentencepiece
-from paddle_llava.processing.template_choice import read_template, template_for
+from paddle_llava.processing.template_choice import read_template, recorded_name, template_for
 from paddle_llava.processing.templates import ALIASES, TEMPLATES, named_template
 from paddle_llava.processing.tokenizer import Tokenizer
 
@@ -376,6 +376,23 @@ def test_choosing(raw, conv_mode, folder, expected, notice):
         assert notice in said
         assert "--conv-mode" in said
         assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("told_in", "own", "expected"),
+    [
+        (VICUNA, None, None),
+        (VICUNA, "vicuna_v1", "vicuna_v1"),
+        (VICUNA, "mpt", "vicuna_v1"),
+        (TEMPLATES["mpt"], None, "mpt"),
+        (TEMPLATES["plain"], None, None),
+        (TEMPLATES["plain"], "mpt", "mpt"),
+        (replace(VICUNA, name="mine"), "mpt", None),
+        (replace(VICUNA, name="mpt"), "mpt", None),  # of a file that happens to be called so
+    ],
+)
+def test_what_is_recorded_after_a_training(told_in, own, expected):
+    assert recorded_name(told_in, own) == expected
 
 
 def test_every_alias_names_a_template():

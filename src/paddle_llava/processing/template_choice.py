@@ -10,7 +10,7 @@ from typing import Any
 
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.json_file import read_json
-from paddle_llava.processing.templates import Template, named_template
+from paddle_llava.processing.templates import TEMPLATES, Template, named_template
 
 DEFAULT = "vicuna_v1"
 MAX_PART = 20_000
@@ -39,9 +39,16 @@ def template_for(
     if conv_mode is not None:
         is_file = conv_mode.endswith(".json") or "/" in conv_mode
         return (read_template(Path(conv_mode)) if is_file else named_template(conv_mode, "conv_mode")), None
+    name, guessed = own_name(raw_config, folder_name)
+    return named_template(DEFAULT if name is None else name, "conv_mode of the checkpoint's configuration"), guessed
+
+
+def own_name(raw_config: dict[str, Any], folder_name: str | None = None) -> tuple[str | None, str | None]:
+    """The name of a checkpoint's own template, recorded or guessed as `template_for` says, and the line to print when
+    it was guessed; None for neither, where the default is taken."""
     recorded = raw_config.get("conv_mode")
     if isinstance(recorded, str):
-        return named_template(recorded, "conv_mode of the checkpoint's configuration"), None
+        return recorded, None
     text_config = raw_config.get("text_config")
     base = text_config.get("_name_or_path") if isinstance(text_config, dict) else None
     for source, name in (("the configuration's language model", base), ("the folder's name", folder_name)):
@@ -49,8 +56,26 @@ def template_for(
         for pattern, template in HINTS.items():
             if re.search(pattern, last.lower()):
                 notice = f"conversation template {template!r} guessed from {source} {last!r}"
-                return named_template(template, "conv_mode"), f"{notice}; --conv-mode sets it"
-    return named_template(DEFAULT, "conv_mode"), None
+                return template, f"{notice}; --conv-mode sets it"
+    return None, None
+
+
+def recorded_name(template: Template, own: str | None) -> str | None:
+    """The `conv_mode` of a model that was trained in `template`, from one whose own template is called `own`.
+
+    None is the default. Captions (`plain`) are no conversations and change nothing; a template of the user's own has no
+    name that a `config.json` could hold.
+    """
+    if not template.keeps_question:
+        return own
+    if not is_built_in(template) or (template.name == DEFAULT and own is None):
+        return None
+    return template.name
+
+
+def is_built_in(template: Template) -> bool:
+    """Whether `template` is the one that is found by its name."""
+    return TEMPLATES.get(template.name) == template
 
 
 def read_template(path: Path) -> Template:

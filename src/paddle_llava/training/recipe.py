@@ -26,7 +26,7 @@ from paddle_llava.training.parallel import PeerLost, World
 from paddle_llava.training.plan import make_plan
 from paddle_llava.training.preparation import evaluates, make_batches, prepare, total_steps
 from paddle_llava.training.report import write_report
-from paddle_llava.training.result import BEST, check_result, write_result
+from paddle_llava.training.result import BEST, check_result, template_to_name, write_result
 from paddle_llava.training.resume import is_finished, put_best_back, resume, save, starting_keys
 from paddle_llava.training.step import Say, Stepper, evaluate
 from paddle_llava.training.tensor_parallel import put_together, split
@@ -185,7 +185,12 @@ def train(
         if stepper.group is not None:
             stepper.group.gather_parameters(frozen=True)
         with interruption.held():
-            world.together(lambda: None if quiet else write_result(output_dir, model, processor, config, total))
+            told_in = batches.maker.mixture.template
+            world.together(
+                lambda: None if quiet else write_result(output_dir, model, processor, told_in, config, total)
+            )
+        if to_name := template_to_name(told_in, model.config.conv_mode, lora=config.lora):
+            say(to_name)
         if state.skipped:
             say(f"{state.skipped} records or batches could not be used and were skipped")
         # The model of stage 3 stays cut up: no process can run it alone to ask it something.
