@@ -357,6 +357,7 @@ def test_published_checkpoints_take_vicuna_without_guessing(path):
         ({}, None, "llava-llama-2-13b-chat", "llava_llama_2", "the folder's name"),
         ({}, None, "LLaVA-7B-v0", "llava_v0", "the folder's name"),
         ({}, None, "my-attempt-v0.3", "vicuna_v1", None),
+        ({}, None, "34bd9f2c6ce1de1d8d8d4d5b3d6a1a2b3c4d5e6f", "vicuna_v1", None),  # a commit, as caches call folders
         (
             {"text_config": {"_name_or_path": "meta-llama/Llama-2-7b-chat-hf"}},
             None,

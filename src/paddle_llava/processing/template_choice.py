@@ -17,7 +17,7 @@ MAX_PART = 20_000
 HINTS = {
     r"llama-2": "llava_llama_2",
     r"mistral": "mistral_instruct",
-    r"\b34b": "chatml_direct",
+    r"\b34b\b": "chatml_direct",
     r"\bmpt": "mpt",
     r"\bv0(?![.\d])": "llava_v0",
 }
