@@ -65,6 +65,16 @@ def test_hf_form_round_trips(name):
     assert LlavaConfig.from_dict(config_to_dict(config, "hf")) == config
 
 
+@pytest.mark.parametrize("layout", ["hf", "original", "paddle"])
+def test_the_name_of_a_template_goes_along(layout):
+    config = LlavaConfig.from_dict(read("liuhaotian--llava-v1.6-vicuna-7b") | {"conv_mode": "mpt"})
+    assert config_to_dict(config, layout)["conv_mode"] == "mpt"
+    assert LlavaConfig.from_dict(config_to_dict(config, layout)).conv_mode == "mpt"
+    for without in ({}, {"conv_mode": None}, {"conv_mode": 3}):
+        config = LlavaConfig.from_dict(read("liuhaotian--llava-v1.6-vicuna-7b") | without)
+        assert "conv_mode" not in config_to_dict(config, layout)
+
+
 def test_grouped_heads_and_new_style_rope():
     raw = read("llava-hf--llava-1.5-7b-hf")
     raw["text_config"] |= {

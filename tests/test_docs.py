@@ -16,7 +16,7 @@ import typer
 
 from paddle_llava.cli import app
 from paddle_llava.data.forms import read_record
-from paddle_llava.training.config import WITHOUT_EFFECT, TrainingConfig, overrides_from
+from paddle_llava.training.config import WITHOUT_EFFECT, TrainingConfig, file_and_overrides
 
 ROOT = Path(__file__).parents[1]
 TOP = [
@@ -153,7 +153,8 @@ def test_llava_commands_are_understood(page: Path, arguments: list[str]) -> None
         if hasattr(group, "commands"):
             context = group.context_class(group, info_name=name, parent=context)
     if context.args:
-        assert set(overrides_from(context.args)) <= {field.name for field in fields(TrainingConfig)}
+        _, overrides = file_and_overrides([context.params["config"], *context.args])
+        assert set(overrides) <= {field.name for field in fields(TrainingConfig)}
 
 
 @pytest.mark.parametrize(("page", "command"), ALL_COMMANDS, ids=case_id)

@@ -84,6 +84,7 @@ class LlavaConfig:
     `image_grid_pinpoints` are (height, width) and present only for `anyres`. The original files list them as
     (width, height): they are swapped when read, so that ties between equally good pinpoints fall as in the code
     that each file was written for. `image_token_id` is -200 in original files, 32000 in published `-hf` ones.
+    `conv_mode` is the name of the template that its conversations are told in, None the default.
     """
 
     vision: VisionConfig
@@ -97,6 +98,7 @@ class LlavaConfig:
     vision_feature_layer: int = -2
     keep_cls: bool = False
     vision_tower_name: str | None = None
+    conv_mode: str | None = None
     dtype: str = "float32"
 
     @property
@@ -140,7 +142,8 @@ class LlavaConfig:
                 f"{where}: not a LLaVA configuration (model_type {kind}, neither text_config nor mm_vision_tower)"
             )
         check(config, where)
-        return config
+        conv_mode = raw.get("conv_mode")
+        return replace(config, conv_mode=conv_mode) if isinstance(conv_mode, str) else config
 
 
 def separate_tower(raw: dict[str, Any]) -> str | None:

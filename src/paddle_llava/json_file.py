@@ -14,7 +14,8 @@ MAX_BYTES = 16 << 20
 def read_json(path: Path, max_bytes: int = MAX_BYTES, *, unique_keys: bool = False) -> dict[str, Any]:
     """The object in the file at `path`, of at most `max_bytes`; with `unique_keys` no key may stand in one twice.
 
-    Raises `LlavaError` naming the file, and the line of a mistake.
+    A byte order mark before it is left aside, for programs on Windows write one. Raises `LlavaError` naming the file,
+    and the line of a mistake.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES, *, unique_keys: bool = Fal
     try:
         if path.stat().st_size > max_bytes:
             raise LlavaError(f"{path}: larger than {max_bytes >> 20} MiB, which no such file is")
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique if unique_keys else None)
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique if unique_keys else None)
     except json.JSONDecodeError as error:
         raise LlavaError(f"{path}: not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
     except (UnicodeDecodeError, RecursionError, ValueError):

@@ -16,6 +16,7 @@ from paddle_llava.config import LlavaConfig, separate_tower
 from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import read_json
 from paddle_llava.processing.images import ImageProcessor
+from paddle_llava.processing.template_choice import own_name
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 
@@ -24,7 +25,8 @@ PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 class Pretrained:
     """A checkpoint on this machine: its `folder`, its `config.json` as it stands (`raw`) and as we read it.
 
-    `config.image_aspect_ratio` is what `image_processor` does, also where another file than `config.json` says it.
+    `config.image_aspect_ratio` is what `image_processor` does, also where another file than `config.json` says it, and
+    `config.conv_mode` the name of its own template, also where that has to be guessed.
     """
 
     folder: Path
@@ -78,7 +80,9 @@ def find_pretrained(name_or_path: str | Path, *, weights: bool = True) -> Pretra
     images = ImageProcessor.from_config(
         config, read_json(settings) if settings else None, where=str(settings or folder)
     )
-    return Pretrained(folder, raw, replace(config, image_aspect_ratio=images.image_aspect_ratio), images)
+    conv_mode, _ = own_name(raw, folder.name)
+    config = replace(config, image_aspect_ratio=images.image_aspect_ratio, conv_mode=conv_mode)
+    return Pretrained(folder, raw, config, images)
 
 
 def state_of(files: Iterable[Path]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from hypothesis import strategies as st
 
 from paddle_llava.data.encoding import IGNORED, EncodedSample, encode_sample
 from paddle_llava.data.records import Sample
+from paddle_llava.data.show import decoded_pieces
 from paddle_llava.errors import LlavaError
 from paddle_llava.processing.conversation import IMAGE, Message
 from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.processing.template_choice import read_template
 from paddle_llava.processing.templates import TEMPLATES
 
 VICUNA = TEMPLATES["vicuna_v1"]
@@ -147,6 +151,28 @@ def test_features_follow_from_the_size(v16: LlavaProcessor, pictures: Path) -> N
     prepared = v16.prepare_images(list(sources))
     assert list(encoded.feature_counts) == v16.feature_counts(prepared["image_sizes"])
     assert len(set(encoded.feature_counts)) > 1
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        {"user_prefix": "USER: ", "assistant_prefix": " ASSISTANT: ", "answer_suffix": "</s>"},
+        {"user_prefix": "USER: ", "user_suffix": " ASSISTANT: ", "assistant_prefix": "", "answer_suffix": "</s>"},
+        {"conversation": ["USER: {{user}} ASSISTANT: ", "{{bot}}</s>"]},
+        {"conversation": ["USER: {{user}} ", "ASSISTANT: {{bot}}</s>"], "query": "USER: {{query}} ASSISTANT:"},
+    ],
+)
+def test_the_first_word_is_learnt_wherever_a_template_has_its_space(tmp_path: Path, spelled: dict[str, Any]) -> None:
+    """With LLaMA's pieces, which begin with the space before a word."""
+    street = LlavaProcessor.from_pretrained("street")
+    some = sample("Which colour is the car?", "Red.", "And the bus?", "Blue.")
+    (tmp_path / "mine.json").write_text(json.dumps(spelled))
+    encoded = encode_sample(some, street, read_template(tmp_path / "mine.json"), 512)
+    expected = encode_sample(some, street, replace(VICUNA, system=""), 512)
+    np.testing.assert_array_equal(encoded.input_ids, expected.input_ids)
+    np.testing.assert_array_equal(encoded.labels, expected.labels)
+    targets = [piece.text for piece in decoded_pieces(encoded, street) if piece.target]
+    assert targets == [" Red.</s>", " Blue.</s>"]
 
 
 def test_a_system_text_of_its_own(v15: LlavaProcessor) -> None:

@@ -52,6 +52,14 @@ def test_an_epoch_takes_each_sample_as_often_as_its_weight_says(make: Callable[.
     assert rare == set(range(10, 18))  # other ones at other epochs
 
 
+def test_the_template_of_most_samples(make: Callable[..., RecordFile]) -> None:
+    few, more, many = (Part((make(f"{n}.json", n),), told_in) for n, told_in in ((2, VICUNA), (3, VICUNA), (4, PLAIN)))
+    assert Mixture([many]).template == PLAIN
+    assert Mixture([few, many]).template == PLAIN
+    assert Mixture([few, many, more]).template == VICUNA
+    assert Mixture([Part(few.files, VICUNA, 3), many]).template == VICUNA
+
+
 def test_order_follows_from_seed_and_epoch(make: Callable[..., RecordFile]) -> None:
     mixture = Mixture([Part((make("a.json", 100),), VICUNA)])
     order = mixture.epoch_order(1, 2)

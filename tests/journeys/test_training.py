@@ -44,7 +44,7 @@ def test_from_pretraining_to_a_merged_model(
     changed = _changed(demo_checkpoint, first)
     assert {name.split(".")[0] for name in changed} == {"multi_modal_projector"}
     lora = _config("v1_5/lora_sft_argument.json", first, data, second)
-    assert main(["finetune", *lora, "--lora_rank", "4", "--lora_alpha=8", "--do_eval", "true"]) == 0
+    assert main(["finetune", "--lora_rank", "4", *lora, "--lora_alpha=8", "--do_eval", "true"]) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [str(first), str(second)]
     assert "parameters learn" in captured.err

@@ -25,7 +25,7 @@ from paddle_llava.processing.conversation import (
     stop_token_ids,
 )
 from paddle_llava.processing.sentencepiece_model import added_token, tokenizer_json_from_sentencepiece
-from paddle_llava.processing.template_choice import read_template, template_for
+from paddle_llava.processing.template_choice import read_template, recorded_name, template_for
 from paddle_llava.processing.templates import ALIASES, TEMPLATES, named_template
 from paddle_llava.processing.tokenizer import Tokenizer
 
@@ -357,6 +357,7 @@ def test_published_checkpoints_take_vicuna_without_guessing(path):
         ({}, None, "llava-llama-2-13b-chat", "llava_llama_2", "the folder's name"),
         ({}, None, "LLaVA-7B-v0", "llava_v0", "the folder's name"),
         ({}, None, "my-attempt-v0.3", "vicuna_v1", None),
+        ({}, None, "34bd9f2c6ce1de1d8d8d4d5b3d6a1a2b3c4d5e6f", "vicuna_v1", None),  # a commit, as caches call folders
         (
             {"text_config": {"_name_or_path": "meta-llama/Llama-2-7b-chat-hf"}},
             None,
@@ -376,6 +377,23 @@ def test_choosing(raw, conv_mode, folder, expected, notice):
         assert notice in said
         assert "--conv-mode" in said
         assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("told_in", "own", "expected"),
+    [
+        (VICUNA, None, None),
+        (VICUNA, "vicuna_v1", "vicuna_v1"),
+        (VICUNA, "mpt", "vicuna_v1"),
+        (TEMPLATES["mpt"], None, "mpt"),
+        (TEMPLATES["plain"], None, None),
+        (TEMPLATES["plain"], "mpt", "mpt"),
+        (replace(VICUNA, name="mine"), "mpt", None),
+        (replace(VICUNA, name="mpt"), "mpt", None),  # of a file that happens to be called so
+    ],
+)
+def test_what_is_recorded_after_a_training(told_in, own, expected):
+    assert recorded_name(told_in, own) == expected
 
 
 def test_every_alias_names_a_template():
@@ -434,6 +452,32 @@ def test_paddlenlps_form(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        {"user_prefix": "Q: ", "assistant_prefix": " A:  ", "answer_suffix": "</s>"},
+        {"user_prefix": "Q: ", "user_suffix": " A: ", "assistant_prefix": " ", "answer_suffix": "</s>"},
+        {"user_prefix": "Q: ", "user_suffix": " A:  ", "assistant_prefix": "", "answer_suffix": "</s>"},
+        {"conversation": ["Q: {{user}} A: ", " {{bot}}</s>"]},
+        {"conversation": ["Q: {{user}} A: ", " {{bot}}</s>"], "query": "Q: {{query}} A:"},
+        {"conversation": ["Q: {{user}} ", "A:  {{bot}}</s>"], "query": "Q: {{query}} A:  "},
+    ],
+)
+def test_spaces_before_an_answer_are_the_answers(tmp_path, value):
+    template = read_template(written(tmp_path, value))
+    assert prompt_string(render(chat(("why?", "so")), template)) == "Q: why? A:  so</s>"
+    prompt = render(chat(("why?", None)), template, add_generation_prompt=True)
+    assert prompt_string(prompt) == "Q: why? A:"
+    assert template.answer_prefix == "  "
+
+
+def test_a_byte_order_mark_is_left_aside(tmp_path):
+    path = written(tmp_path, PADDLENLP)
+    expected = read_template(path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert read_template(path) == expected
+
+
+@pytest.mark.parametrize(
     ("value", "message"),
     [
         ("{", "not valid JSON"),
@@ -454,6 +498,8 @@ def test_paddlenlps_form(tmp_path):
         (PADDLENLP | {"conversation": ["{{user}}{{user}}", "{{bot}}"]}, "must have {{user}} once"),
         (PADDLENLP | {"conversation": ["{% if x %}{{user}}", "{{bot}}"]}, "no other Jinja"),
         (PADDLENLP | {"conversation": ["{{user}}", "{{bot}}"]}, "query must be conversation's first"),
+        (PADDLENLP | {"query": "USER: {{query}}"}, "query must be conversation's first"),
+        (PADDLENLP | {"query": "USER: {{query}} ASSISTANT: Well,"}, "query must be conversation's first"),
         (PADDLENLP | {"system": "{{ cycler.__init__ }}"}, "system must be text without Jinja"),
         (PADDLENLP | {"system": [1]}, "system must be text"),
         ({"conversation": ["{{user}}", "{{bot}}"]}, "answer_suffix is empty"),

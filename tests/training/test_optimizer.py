@@ -116,11 +116,41 @@ def test_patterns() -> None:
     assert "language_model.embed_tokens.weight" not in learning
 
 
+TOWER = "*.vision_tower.*"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"freeze_include": ["*llama*"]}, "freeze_include leaves no parameter to learn"),
-        ({"freeze_include": ["*"]}, "freeze_include leaves no parameter to learn"),
+        ({"freeze_exclude": [TOWER]}, "the vision tower learns only with a vision_tower_lr"),
+        ({"freeze_exclude": [TOWER], "lora": True}, "with lora only its adapters and the projector learn"),
+        ({"freeze_exclude": ["*embed_tokens*"], "lora": True}, "with lora only its adapters and the projector learn"),
+        ({"freeze_exclude": ["*.ln_post.*"], "vision_tower_lr": 1e-6}, "LLaVA does not read that part"),
+        ({"freeze_exclude": [TOWER], "vision_tower_lr": 1e-6}, None),
+        ({"freeze_exclude": ["*mm_projector*", "*lm_head*"], "lora": True}, None),
+        ({"freeze_exclude": ["*"]}, None),
+        (PRETRAIN, None),
+    ],
+)
+def test_patterns_that_spare_nothing_are_named(changes: dict[str, Any], said: str | None) -> None:
+    model, config = load(V15, lora_rank=2, **changes)
+    notes = select_trainable(model, model.config, config)
+    if said is None:
+        assert notes == []
+    else:
+        (note,) = notes
+        assert note.startswith(f"freeze_exclude: {config.freeze_exclude[0]!r} has no effect, for {said}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"freeze_include": ["*llama*"]}, "freeze_include leaves no parameter to learn; add a pattern"),
+        ({"freeze_include": ["*"]}, "freeze_include leaves no parameter to learn; add a pattern"),
+        (
+            {"freeze_include": ["*"], "freeze_exclude": [TOWER]},
+            f"freeze_include leaves no parameter to learn; freeze_exclude: {TOWER!r} has no effect, for the vision",
+        ),
         ({"freeze_include": ["*projector.*", "*clip*"]}, "freeze_include: '*clip*' matches no parameter"),
         ({"freeze_exclude": ["model.layers.*"]}, "freeze_exclude: 'model.layers.*' matches no parameter"),
         ({"lora": True, "vision_tower_lr": 1e-6}, "vision_tower_lr: with lora the vision tower stays"),

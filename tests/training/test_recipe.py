@@ -111,6 +111,11 @@ def test_evaluating_changes_nothing_that_is_learnt(run: Runner) -> None:
     assert weights(often) == weights(run("never", **lora))
 
 
+def test_a_pattern_that_spares_nothing_is_said(run: Runner) -> None:
+    run("run", freeze_exclude=["*.vision_tower.*"], do_train=False, do_eval=True)
+    assert run.said[0].startswith("freeze_exclude: '*.vision_tower.*' has no effect")
+
+
 def test_evaluation_alone(run: Runner) -> None:
     one = run("one", do_train=False, do_eval=True, per_device_eval_batch_size=1)
     three = run("three", do_train=False, do_eval=True, per_device_eval_batch_size=3)

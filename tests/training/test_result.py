@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 
 import pytest
 
-from paddle_llava.config import ORIGINAL_IMAGE_TOKEN_ID
+from paddle_llava.chat import open_session
+from paddle_llava.config import ORIGINAL_IMAGE_TOKEN_ID, Layout
+from paddle_llava.convert import convert
 from paddle_llava.errors import LlavaError
+from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.processing.templates import TEMPLATES
 from paddle_llava.training.config import TrainingConfig
-from paddle_llava.training.result import check_result
+from paddle_llava.training.result import check_result, template_to_name
 from training_runs import Runner, write_records
 
 
@@ -74,3 +79,87 @@ def test_the_folder_of_the_base(run: Runner) -> None:
     assert (base / "model.safetensors").read_bytes() == (run.checkpoint / "model.safetensors").read_bytes()
     run("run", **own, do_train=False, do_eval=True)
     run("run", **own, lora=True, lora_rank=2)
+
+
+# --- the template goes along
+
+
+def recorded(folder: Path) -> str | None:
+    return json.loads((folder / "config.json").read_text()).get("conv_mode")
+
+
+def base_in(folder: Path, source: Path, **settings: Any) -> Path:
+    """A copy of the checkpoint `source` whose `config.json` has `settings` too."""
+    shutil.copytree(source, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+def test_a_result_is_chatted_with_in_the_template_of_its_training(run: Runner) -> None:
+    out = run("named", conv_mode="mpt", max_steps=1)
+    assert recorded(out) == "mpt"
+    assert open_session(str(out), SamplingParams()).template == TEMPLATES["mpt"]
+    data = {"dataset": {"train": [{"data_files": str(run.data), "chat_template": "llava_v0"}]}}
+    assert recorded(run("of_the_data", **data, max_steps=1)) == "llava_v0"
+    assert not run.heard("--conv-mode")
+    assert recorded(run("default", max_steps=1)) is None
+
+
+def test_a_template_of_ones_own_is_told(run: Runner) -> None:
+    mine = run.folder / "mine.json"
+    mine.write_text(json.dumps({"user_prefix": "Q: ", "assistant_prefix": " A:", "answer_suffix": "</s>"}))
+    base = base_in(run.folder / "base", run.checkpoint, conv_mode="mpt")
+    out = run("own", model_name_or_path=str(base), conv_mode=str(mine), max_steps=1)
+    assert recorded(out) is None
+    (line,) = (line for line in run.said if "--conv-mode" in line)
+    assert line.endswith("chat with it needs --conv-mode FILE")
+
+
+def test_an_adapter_in_another_template_than_its_bases(run: Runner) -> None:
+    """Which it cannot say, and the base model goes on saying its own when it is merged."""
+    base = base_in(run.folder / "base", run.checkpoint, conv_mode="mpt")
+    adapter = {"model_name_or_path": str(base), "lora": True, "lora_rank": 2, "max_steps": 1}
+    out = run("other", **adapter, conv_mode="llava_v0")
+    assert run.heard("template llava_v0, but its base model's own is mpt: chat with it needs --conv-mode llava_v0")
+    convert(base, run.folder / "merged", "hf", lora_path=out)
+    assert recorded(run.folder / "merged") == "mpt"
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "lora", "said"),
+    [
+        ("vicuna_v1", None, True, None),
+        ("vicuna_v1", "v1", True, None),
+        ("mpt", "mpt", True, None),
+        ("mpt", None, False, None),
+        ("plain", "mpt", True, None),
+        ("mpt", None, True, "its base model's own is vicuna_v1: chat with it needs --conv-mode mpt"),
+        ("vicuna_v1", "mpt", True, "its base model's own is mpt: chat with it needs --conv-mode vicuna_v1"),
+    ],
+)
+def test_when_a_template_has_to_be_named(name: str, own: str | None, lora: bool, said: str | None) -> None:
+    line = template_to_name(TEMPLATES[name], own, lora=lora)
+    assert line is None if said is None else line is not None and line.endswith(said)
+
+
+@pytest.mark.filterwarnings("ignore:.*guessed from the folder's name")
+@pytest.mark.parametrize("layout", ["hf", "original", "paddle"])
+@pytest.mark.parametrize(("folder", "settings"), [("base", {"conv_mode": "mpt"}), ("some-mpt", {})])
+def test_converting_keeps_the_template(
+    tmp_path: Path, demo_checkpoint: Path, folder: str, settings: dict[str, str], layout: Layout
+) -> None:
+    """Also one that the name of the source's folder gives away."""
+    base = base_in(tmp_path / folder, demo_checkpoint, **settings)
+    convert(base, tmp_path / "target", layout)
+    assert LlavaProcessor.from_pretrained(tmp_path / "target").template == TEMPLATES["mpt"]
+    convert(demo_checkpoint, tmp_path / "default", layout)
+    assert recorded(tmp_path / "default") is None
+
+
+def test_captions_leave_the_template_as_it_was(run: Runner) -> None:
+    base = base_in(run.folder / "base", run.checkpoint, conv_mode="mpt")
+    data = write_records(run.folder, 2, name="captions.json")
+    records = json.loads(data.read_text())
+    data.write_text(json.dumps([record for record in records if "image" in record]))
+    assert recorded(run("captions", data=data, model_name_or_path=str(base), conv_mode="plain", max_steps=1)) == "mpt"

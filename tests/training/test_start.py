@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from paddle_llava.cli import main
 from paddle_llava.training import recipe
+from paddle_llava.training import start as start_module
 from paddle_llava.training.start import Stage, start
 from reference_cases import FIXTURES
 
@@ -39,6 +41,17 @@ def told_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return taken.pop()
 
     return call
+
+
+def test_settings_before_the_file_or_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as it was typed, also where typer takes it for the file."""
+    taken: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(start_module, "start", lambda *arguments: taken.append(arguments))
+    settings = ["--output_dir=https://a//b/", "--learning_rate", "1e-4"]
+    for arguments in (["run.json", *settings], [*settings, "run.json"], [settings[0], "run.json", *settings[1:]]):
+        assert main(["finetune", *arguments]) == 0
+    expected = (Path("run.json"), "finetune", {"output_dir": "https://a//b/", "learning_rate": "1e-4"})
+    assert taken == [expected] * 3
 
 
 def test_the_checkpoints_own(told_in) -> None:

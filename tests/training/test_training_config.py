@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_llava.errors import LlavaError
-from paddle_llava.training.config import WITHOUT_EFFECT, TrainingConfig, overrides_from
+from paddle_llava.training.config import WITHOUT_EFFECT, TrainingConfig, file_and_overrides
 
 # What users of PaddleMIX have in their files.
 KNOWN = """model_name_or_path, text_model_name_or_path, use_flash_attention, freeze_include, freeze_exclude, dataset,
@@ -329,18 +329,56 @@ def test_an_override_without_effect_is_named_too(tmp_path: Path) -> None:
     assert notes == [f"benchmark has no effect here: {WITHOUT_EFFECT['benchmark']}"]
 
 
-def test_flags() -> None:
+def test_packing_has_no_lengths_to_even_out(tmp_path: Path) -> None:
+    grouped = {**SMALL, "group_by_modality_length": True}
+    _, notes = TrainingConfig.read(write(tmp_path, grouped), {"mixtoken": "true"})
+    assert [note.partition(":")[0] for note in notes] == ["group_by_modality_length has no effect here"]
+    assert TrainingConfig.read(write(tmp_path, grouped))[1] == []
+
+
+def test_the_version_that_means_a_template(tmp_path: Path) -> None:
+    _, (note,) = TrainingConfig.read(write(tmp_path, {**SMALL, "version": "plain"}))
+    assert "conv_mode" in note
+
+
+def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
+    text = json.dumps(SMALL)
+    assert "'output_dir' is there twice" in error_of(tmp_path, f'{text[:-1]}, "output_dir": "b"}}')
+    inner = text.replace('"data_files"', '"data_files": "a.json", "data_files"')
+    assert "'data_files' is there twice" in error_of(tmp_path, inner)
+
+
+def test_a_byte_order_mark_is_left_aside(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALL)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert TrainingConfig.read(path)[0] == TrainingConfig.from_dict(SMALL)
+
+
+@pytest.mark.parametrize("place", [0, 2, 3, 8])
+def test_flags(place: int) -> None:
+    """Whatever stands between them."""
     arguments = ["--learning-rate", "1e-4", "--lora=true", "--max_steps", "-1", "--output_dir", "a=b", "--device="]
-    assert overrides_from(arguments) == {
-        "learning_rate": "1e-4",
-        "lora": "true",
-        "max_steps": "-1",
-        "output_dir": "a=b",
-        "device": "",
-    }
-    for wrong in (["learning_rate", "1"], ["--lora"], ["-l", "1"], ["--a", "1", "b"]):
-        with pytest.raises(LlavaError, match="settings are given as --key value"):
-            overrides_from(wrong)
+    arguments.insert(place, "lr=1e-4.json")
+    assert file_and_overrides(arguments) == (
+        Path("lr=1e-4.json"),
+        {"learning_rate": "1e-4", "lora": "true", "max_steps": "-1", "output_dir": "a=b", "device": ""},
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["a.json", "learning_rate", "1"], "learning_rate: settings are given as --key value"),
+        (["a.json", "--lora"], "--lora: settings are given as --key value"),
+        (["-l", "1", "a.json"], "-l: settings are given as --key value"),
+        (["--max_steps", "1", "a.json", "b.json"], "b.json: settings are given as --key value"),
+        (["--max_steps", "1"], "CONFIG is missing: give a JSON file"),
+        (["--lora", "a.json"], "CONFIG is missing: give a JSON file"),
+    ],
+)
+def test_wrong_flags(wrong: list[str], said: str) -> None:
+    with pytest.raises(LlavaError, match=f"^{said}"):
+        file_and_overrides(wrong)
 
 
 JSON = st.recursive(

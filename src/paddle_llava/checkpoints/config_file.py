@@ -15,7 +15,8 @@ def config_to_dict(config: LlavaConfig, layout: Layout) -> dict[str, Any]:
     Raises `LlavaError` for what the `hf` form cannot say: another projector than `mlp2x_gelu`, or `anyres` without
     `spatial_unpad`.
     """
-    return _to_hf(config) if layout == "hf" else _to_original(config, layout)
+    raw = _to_hf(config) if layout == "hf" else _to_original(config, layout)
+    return raw if config.conv_mode is None else {**raw, "conv_mode": config.conv_mode}
 
 
 def _text_fields(text: TextConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,14 @@ class Mixture:
     def epoch_samples(self) -> int:
         """How many samples an epoch takes."""
         return sum(part.epoch_samples for part in self.parts)
+
+    @property
+    def template(self) -> Template:
+        """The one that most samples of an epoch are told in."""
+        samples: Counter[Template] = Counter()
+        for part in self.parts:
+            samples[part.template] += part.epoch_samples
+        return samples.most_common(1)[0][0]
 
     def epoch_order(self, seed: int, epoch: int, *, shuffle: bool = True) -> np.ndarray:
         """int64 [epoch_samples]: the samples of an epoch, the same for the same `seed` and `epoch`."""

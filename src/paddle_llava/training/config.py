@@ -25,7 +25,7 @@ WITHOUT_EFFECT = {
     "skip_memory_metrics": "memory is always reported",
     "benchmark": "speed is always reported",
     "amp_master_grad": "gradients have the type of their parameters, float32 at fp16_opt_level O1",
-    "version": "the model's version is read from its configuration",
+    "version": "the template is what conv_mode names, or plain for pretrain and the checkpoint's own for finetune",
     "text_model_name_or_path": "the tokenizer comes with the model",
 }
 
@@ -111,11 +111,14 @@ class TrainingConfig:
 
         `overrides` are values from the command line, as text. Raises `LlavaError` naming the file and the key.
         """
-        raw = read_json(path)
+        raw = read_json(path, unique_keys=True)
         for key, text in (overrides or {}).items():
             raw[key] = _value_of(text, _HINTS.get(key))
         notes = [f"{key} has no effect here: {WITHOUT_EFFECT[key]}" for key in raw if key in WITHOUT_EFFECT]
-        return cls.from_dict({k: v for k, v in raw.items() if k not in WITHOUT_EFFECT}, where=str(path)), notes
+        config = cls.from_dict({k: v for k, v in raw.items() if k not in WITHOUT_EFFECT}, where=str(path))
+        if config.mixtoken and config.group_by_modality_length:
+            notes.append("group_by_modality_length has no effect here: with mixtoken, sequences are full anyway")
+        return config, notes
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], *, where: str = "config") -> TrainingConfig:
@@ -194,16 +197,26 @@ _BOUNDS: list[tuple[str, Callable[[Any], bool], str]] = [
 ]
 
 
-def overrides_from(arguments: Sequence[str]) -> dict[str, str]:
-    """Keys and their text from `--key value` or `--key=value`. Raises `LlavaError` for anything else."""
+def file_and_overrides(arguments: Sequence[str]) -> tuple[Path, dict[str, str]]:
+    """The configuration's file, and keys with their text from `--key value` or `--key=value`, in any order.
+
+    Raises `LlavaError` for anything else.
+    """
+    file: Path | None = None
     overrides: dict[str, str] = {}
     rest = list(arguments)
     while rest:
-        flag, equals, value = rest.pop(0).partition("=")
-        if not flag.startswith("--") or (not equals and not rest):
+        argument = rest.pop(0)
+        flag, equals, value = argument.partition("=")
+        if file is None and not argument.startswith("-"):
+            file = Path(argument)
+        elif not flag.startswith("--") or (not equals and not rest):
             raise LlavaError(f"{flag}: settings are given as --key value, for example --learning_rate 2e-5")
-        overrides[flag[2:].replace("-", "_")] = value if equals else rest.pop(0)
-    return overrides
+        else:
+            overrides[flag[2:].replace("-", "_")] = value if equals else rest.pop(0)
+    if file is None:
+        raise LlavaError("CONFIG is missing: give a JSON file, and settings as --key value like --learning_rate 2e-5")
+    return file, overrides
 
 
 def _value_of(text: str, hint: Any) -> Any:

@@ -23,8 +23,9 @@ def part_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def select_trainable(model: nn.Layer, llava: LlavaConfig, config: TrainingConfig) -> None:
-    """Mark which parameters learn, by `stop_gradient`.
+def select_trainable(model: nn.Layer, llava: LlavaConfig, config: TrainingConfig) -> list[str]:
+    """Mark which parameters learn, by `stop_gradient`; gives a line for each pattern of `freeze_exclude` that has no
+    effect, for what it matches is frozen for another reason.
 
     The vision tower learns only with a `vision_tower_lr`, and of it only what LLaVA reads. Patterns of `freeze_include`
     freeze, unless one of `freeze_exclude` matches too; they are shell patterns over the Paddle layout's names, such as
@@ -40,6 +41,7 @@ def select_trainable(model: nn.Layer, llava: LlavaConfig, config: TrainingConfig
                 )
     if config.lora and config.vision_tower_lr is not None:
         raise LlavaError("vision_tower_lr: with lora the vision tower stays as it is; leave one of the two out")
+    learns: dict[str, bool] = {}
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
@@ -50,8 +52,26 @@ def select_trainable(model: nn.Layer, llava: LlavaConfig, config: TrainingConfig
             frozen = config.lora and part_of(name) != "projector"
         frozen |= _matches(known, config.freeze_include) and not _matches(known, config.freeze_exclude)
         parameter.stop_gradient = frozen
+        learns[known] = not frozen
+    notes = [
+        f"freeze_exclude: {pattern!r} has no effect, for {_why_frozen(config)}"
+        for pattern in config.freeze_exclude
+        if (matched := [name for name in learns if fnmatchcase(name, pattern)])
+        and not any(learns[name] for name in matched)
+    ]
     if not trainable(model):
-        raise LlavaError("freeze_include leaves no parameter to learn; add a pattern to freeze_exclude")
+        advice = notes[0] if notes else "add a pattern to freeze_exclude"
+        raise LlavaError(f"freeze_include leaves no parameter to learn; {advice}")
+    return notes
+
+
+def _why_frozen(config: TrainingConfig) -> str:
+    """Why a parameter that `freeze_exclude` spares may stay frozen."""
+    if config.lora:
+        return "with lora only its adapters and the projector learn"
+    if config.vision_tower_lr is None:
+        return "the vision tower learns only with a vision_tower_lr"
+    return "LLaVA does not read that part of the vision tower"
 
 
 def _is_unused(name: str, llava: LlavaConfig) -> bool:

@@ -26,19 +26,23 @@ from paddle_llava.training.result import take_adapter
 Split = Literal["train", "eval"]
 
 
-def prepare(model: LlavaForConditionalGeneration, config: TrainingConfig) -> None:
-    """Make `model` ready to learn what `config` says. Raises `LlavaError` for what cannot go together."""
+def prepare(model: LlavaForConditionalGeneration, config: TrainingConfig) -> list[str]:
+    """Make `model` ready to learn what `config` says; gives a line for each setting that has no effect on it.
+
+    Raises `LlavaError` for what cannot go together.
+    """
     if config.load_best_model_at_end and config.evaluation_strategy == "no":
         raise LlavaError("load_best_model_at_end needs an evaluation_strategy, steps or epoch, to know the best")
     paddle.seed(config.seed)
     if config.lora:
         names = stored_names(model.config, "paddle")
         add_lora(model, names, config.lora_target_modules, config.lora_rank, config.lora_alpha, config.lora_dropout)
-    select_trainable(model, model.config, config)
+    notes = select_trainable(model, model.config, config)
     if config.lora and config.lora_path:
         take_adapter(model, config, Path(config.lora_path).expanduser())
     model.language_model.recompute = config.recompute
     model.train()
+    return notes
 
 
 def evaluates(config: TrainingConfig) -> bool:

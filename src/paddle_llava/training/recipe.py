@@ -27,7 +27,7 @@ from paddle_llava.training.parallel import PeerLost, World
 from paddle_llava.training.plan import make_plan
 from paddle_llava.training.preparation import batches_a_step, evaluates, make_batches, prepare, total_steps
 from paddle_llava.training.report import write_report
-from paddle_llava.training.result import BEST, check_result, write_result
+from paddle_llava.training.result import BEST, check_result, template_to_name, write_result
 from paddle_llava.training.resume import is_finished, put_best_back, resume, save, starting_checkpoint, starting_keys
 from paddle_llava.training.step import Say, Stepper, evaluate
 from paddle_llava.training.tensor_parallel import put_together, split
@@ -56,7 +56,8 @@ def train(
     then `KeyboardInterrupt` is raised, and said before how to go on.
     """
     output_dir, quiet = Path(config.output_dir).expanduser(), world.rank > 0
-    prepare(model, config)
+    for note in prepare(model, config):
+        say(note)
     split(model, world)
     eval_batches = make_batches("eval", config, processor, template, world) if evaluates(config) else None
     if not config.do_train:
@@ -186,7 +187,12 @@ def train(
         if stepper.group is not None:
             stepper.group.gather_parameters(frozen=True)
         with interruption.held():
-            world.together(lambda: None if quiet else write_result(output_dir, model, processor, config, total))
+            told_in = batches.maker.mixture.template
+            world.together(
+                lambda: None if quiet else write_result(output_dir, model, processor, told_in, config, total)
+            )
+        if to_name := template_to_name(told_in, model.config.conv_mode, lora=config.lora):
+            say(to_name)
         if state.skipped:
             say(f"{state.skipped} records or batches could not be used and were skipped")
         # The model of stage 3 stays cut up: no process can run it alone to ask it something.

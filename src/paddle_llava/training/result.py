@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import paddle
@@ -15,6 +16,8 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.llava import LlavaForConditionalGeneration
 from paddle_llava.models.lora import LoRALinear
 from paddle_llava.processing.processor import LlavaProcessor
+from paddle_llava.processing.template_choice import DEFAULT, is_built_in, recorded_name
+from paddle_llava.processing.templates import ALIASES, Template
 from paddle_llava.training.checkpoint import STATE, checkpoint_folders
 from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.optimizer import trainable
@@ -61,16 +64,42 @@ def write_result(
     output_dir: Path,
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
+    template: Template,
     config: TrainingConfig,
     steps: int,
 ) -> None:
-    """Write the whole model in the `hf` layout, or the adapter in PEFT's, and last that it is complete."""
+    """Write the whole model in the `hf` layout, or the adapter in PEFT's, and last that it is complete.
+
+    `template` is the one that it was trained in, which the model's `config.json` records.
+    """
     if config.lora:
         write_adapter(output_dir, adapter_of(model, config), model.config)
     else:
         processor.save_pretrained(output_dir)
+        model.config = replace(model.config, conv_mode=recorded_name(template, model.config.conv_mode))
         model.save_pretrained(output_dir)
     (output_dir / FILE).write_text(json.dumps({"steps": steps}) + "\n", encoding="utf-8")
+
+
+def template_to_name(template: Template, own: str | None, *, lora: bool) -> str | None:
+    """A line for a person who has to name the `template` of the training to chat with its result, for no file does.
+
+    `own` is the name of the base model's, None for the default.
+    """
+    if not template.keeps_question:
+        return None
+    if not is_built_in(template):
+        return (
+            f"the training was told in a template of your own, {template.name!r}, which the result does not hold: chat "
+            "with it needs --conv-mode FILE"
+        )
+    base = ALIASES.get(own, own) if own else DEFAULT
+    if lora and template.name != base:
+        return (
+            f"the adapter was trained in the template {template.name}, but its base model's own is {base}: chat with "
+            f"it needs --conv-mode {template.name}"
+        )
+    return None
 
 
 def adapter_of(model: LlavaForConditionalGeneration, config: TrainingConfig) -> Adapter:
