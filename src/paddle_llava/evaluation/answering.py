@@ -1,8 +1,8 @@
 """Answers to many questions: in batches, greedy unless told otherwise, each picture encoded once.
 
 Batching spares work: what questions of a batch begin with alike is run once for all of them. Batching changes no
-answer: rows are padded on the left, the padding is masked and takes no position, and a row whose prompt and longest
-answer do not fit beside its neighbours is asked alone.
+answer, but for ties where keys and values are rounded: rows are padded on the left, the padding is masked and takes no
+position, and a row whose prompt and longest answer do not fit beside its neighbours is asked alone.
 """
 
 from __future__ import annotations
