@@ -115,6 +115,25 @@ def test_a_picture_waits_for_a_question_that_can_be_put(demo_checkpoint: Path, f
     assert chat.session.messages[0].images == 1
 
 
+def test_a_picture_that_no_question_can_be_asked_about_is_put_away(
+    demo_checkpoint: Path, flower: Picture, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = scripted_session(demo_checkpoint, ["one"])
+    limit = session.engine.config.text.max_position_embeddings
+    features = session.processor.feature_counts(np.array([flower.image.size[::-1]]))[0]
+    chat = Chat(session, [flower] * (limit // features))
+    assert chat.take(f"/image {photo}")
+    assert not chat.take("what?")
+    told = capsys.readouterr().err
+    assert "show fewer pictures, or start anew; put away: " in told
+    assert told.rstrip().endswith(str(photo))
+    assert session.engine.encoded == 0
+    waiting = len(chat.waiting)
+    assert 0 < waiting < limit // features
+    assert chat.take("what?")
+    assert session.engine.encoded == waiting == len(chat.shown)
+
+
 def test_reset_forgets_all(demo_checkpoint: Path, flower: Picture) -> None:
     chat = Chat(scripted_session(demo_checkpoint, ["one", "two"]), [flower])
     for line in ("first", f"/image {flower.name}", "/reset", "second"):

@@ -249,6 +249,19 @@ def test_all_flags_are_told(name: str) -> None:
     assert set(told) == flags - {"--help"}
 
 
+def test_a_pod_has_its_caches_on_its_volume() -> None:
+    """Its user can write nowhere else but into its home, which is gone with the pod."""
+    pod = (ROOT / "examples/serving/kubernetes.yaml").read_text()
+    (volume,) = re.findall(r"mountPath: ([^}\s]+)", pod)
+    for variable in ("HF_HOME", "XDG_CACHE_HOME"):
+        (place,) = re.findall(rf"name: {variable}\b.*\n +value: (\S+)", pod)
+        assert Path(place).is_relative_to(volume)
+    image = (ROOT / "examples/serving/Dockerfile").read_text()
+    (user,) = re.findall(r"useradd --create-home --uid (\d+)", image)
+    assert f"USER {user}" in image
+    assert f"fsGroup: {user}" in pod
+
+
 def test_every_page_is_listed_once() -> None:
     listed = [link for link in links(ROOT / "docs/README.md") if link.endswith(".md")]
     pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]

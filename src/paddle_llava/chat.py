@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from PIL.Image import Image
 
@@ -17,13 +17,11 @@ from paddle_llava.console import CONTROLS, complain, note
 from paddle_llava.drawing import free_path, picture_path, write_drawing
 from paddle_llava.errors import LlavaError, did_you_mean
 from paddle_llava.generation.sampling import SamplingParams
+from paddle_llava.generation.session import ChatSession, NoRoomForPictures, TurnStats
 from paddle_llava.opening import open_model
 from paddle_llava.processing.boxes import Box
 from paddle_llava.processing.loading import load_image
 from paddle_llava.transcript import Shown, boxes_of, save
-
-if TYPE_CHECKING:
-    from paddle_llava.generation.session import ChatSession, TurnStats
 
 HISTORY_LINES = 1000
 COMMANDS = ("/image", "/draw", "/reset", "/save", "/help", "/exit")
@@ -67,8 +65,6 @@ def open_session(
     model, processor = open_model(
         model_path, engine=engine, weights=weights, conv_mode=conv_mode, dtype=dtype, device=device, lora_path=lora_path
     )
-    from paddle_llava.generation.session import ChatSession
-
     return ChatSession(model, processor, system=system, params=params, notice=note)
 
 
@@ -171,9 +167,11 @@ class Chat:
                     if not self.as_json:
                         safe = CONTROLS.sub("\N{REPLACEMENT CHARACTER}", piece) if sys.stdout.isatty() else piece
                         print(safe, end="", flush=True)
-        except BaseException:
+        except BaseException as error:
             if label or (answer and not self.as_json):
                 print(flush=True)
+            if isinstance(error, NoRoomForPictures):
+                raise LlavaError(f"{error}; {self._put_away(error.fitting)}") from None
             raise
         finally:
             if session.messages is not before:  # also after an answer that was stopped
@@ -192,6 +190,11 @@ class Chat:
             self._tell_debug()
         if self.draw:
             self.draw_boxes(self.draw)
+
+    def _put_away(self, fitting: int) -> str:
+        """Let go of the waiting pictures after the first `fitting`, with which no question can be put; tells which."""
+        self.waiting, away = self.waiting[:fitting], self.waiting[fitting:]
+        return f"put away: {', '.join(picture.name for picture in away)}"
 
     def _obey(self, line: str) -> None:
         command, _, argument = line.partition(" ")

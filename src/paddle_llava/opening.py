@@ -154,7 +154,7 @@ def _openvino(
     from paddle_llava.engines.openvino.batch import OpenVINOBatchEngine
     from paddle_llava.engines.openvino.cache import cached_export
     from paddle_llava.engines.openvino.engine import OpenVINOEngine
-    from paddle_llava.engines.openvino.export import Exported, calibrated, is_exported, with_adapter
+    from paddle_llava.engines.openvino.export import Exported, adapter_of, calibrated, is_exported, with_adapter
     from paddle_llava.engines.openvino.formats import Formats
     from paddle_llava.engines.openvino.graphs import engine_in_memory
 
@@ -175,10 +175,13 @@ def _openvino(
         note("float16: OpenVINO on a CPU holds 16-bit weights as bfloat16")
     if small:
         with pretrained.open_weights() as checkpoint, progress_bar(f"loading {name}") as progress:
-            tensors = with_adapter(checkpoint, pretrained, lora_path)
+            tensors = with_adapter(checkpoint, adapter_of(pretrained, lora_path))
             calibration = calibrated(formats, pretrained.config, tensors, processor, progress=progress)
             return engine_in_memory(kind, pretrained.config, tensors, formats, progress, calibration), processor
     folder = cached_export(pretrained, formats, lora_path, name)
-    # Its tokenizer knows <image>, as the embedding in the folder does.
-    with progress_bar(f"loading {name}"):
-        return Exported.read(folder).engine(kind), LlavaProcessor.from_pretrained(folder, conv_mode=conv_mode)
+    try:
+        # Its tokenizer knows <image>, as the embedding in the folder does.
+        with progress_bar(f"loading {name}"):
+            return Exported.read(folder).engine(kind), LlavaProcessor.from_pretrained(folder, conv_mode=conv_mode)
+    except LlavaError as error:
+        raise LlavaError(f"{error} ({folder} is of the cache: delete it, and it is made anew)") from None

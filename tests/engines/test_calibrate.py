@@ -19,6 +19,9 @@ from paddle_llava.config import LlavaConfig, TextConfig, VisionConfig
 from paddle_llava.engines.openvino.calibrate import calibrate
 from paddle_llava.engines.openvino.calibration import Calibration, Folded
 from paddle_llava.engines.openvino.conversations import TOKENS, calibration_inputs
+from paddle_llava.engines.openvino.engine import OpenVINOEngine
+from paddle_llava.engines.openvino.formats import Formats
+from paddle_llava.engines.openvino.graphs import engine_in_memory
 from paddle_llava.engines.openvino.quantize import quantize
 from paddle_llava.errors import LlavaError
 
@@ -109,6 +112,17 @@ def test_the_function_stays_the_same(config: LlavaConfig, tensors: ArraySource, 
     assert folded.names() == tensors.names()
     before = logits(config, tensors)
     assert np.abs(logits(config, folded) - before).max() < 1e-4 * np.abs(before).max()
+
+
+def test_graphs_with_a_calibration_are_the_same_function(
+    config: LlavaConfig, tensors: ArraySource, calibration: Calibration
+) -> None:
+    inputs = conversation(config, 100)
+    plain, calibrated = (
+        engine_in_memory(OpenVINOEngine, config, tensors, Formats("f32"), calibration=it).prefill(inputs)
+        for it in (None, calibration)
+    )
+    assert np.abs(calibrated - plain).max() < 1e-3 * np.abs(plain).max()
 
 
 def test_other_conversations_lose_less(config: LlavaConfig, tensors: ArraySource, calibration: Calibration) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("openvino")
+from openvino import Model, Node
 
 from paddle_llava import ChatSession, LlavaProcessor, SamplingParams
 from paddle_llava.checkpoints.names import parameter_shapes
@@ -21,7 +22,7 @@ from paddle_llava.config import LlavaConfig, TextConfig, VisionConfig
 from paddle_llava.engines.openvino import engine as engine_module
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
-from paddle_llava.engines.openvino.graphs import engine_in_memory
+from paddle_llava.engines.openvino.graphs import DECODER, EMBEDDING, VISION, build, engine_in_memory
 from paddle_llava.pretrained import find_pretrained
 from parting_rows import check_parting_rows
 from reference_cases import ANSWER_TOKENS, CASES, CHECKPOINTS, CONVERSATIONS, FIXTURES, PHOTOS, TOLERANCE
@@ -212,6 +213,23 @@ def test_rounded_weights_stay_near(name: str, weights: str, error: float) -> Non
         assert np.abs(rounded - whole).max() > 1e-3
 
 
+@pytest.mark.parametrize(("weights", "error"), [("f32", 1e-4), ("bf16", 0.1), ("int8", 0.1), ("int4", 0.1)])
+def test_what_runs_together_changes_little(weights: str, error: float) -> None:
+    """Of a prompt's logits, by their deviation: with its beginning run before, for two, and with padding in front."""
+    engine = engine_of("v1_6", weights)
+    ids = np.random.default_rng(0).integers(3, 500, (1, 90))
+    whole = engine.prefill({"input_ids": ids})
+    engine.reset()
+    engine.prefill({"input_ids": ids[:, :30]})
+    engine.take_rows([0, 0])
+    parted = engine.prefill({"input_ids": np.repeat(ids[:, 30:], 2, axis=0)})
+    engine.reset()
+    mask = np.repeat([[0, 1]], [10, 90], axis=1)
+    padded = engine.prefill({"input_ids": np.pad(ids, [(0, 0), (10, 0)]), "attention_mask": mask})
+    for logits in (*parted, *padded):
+        assert np.abs(logits - whole).max() < error * whole.std()
+
+
 def layers_of(engine: OpenVINOEngine) -> tuple[Counter[str], Counter[str]]:
     """The kinds of nodes that the plug-in runs, and the types of the matrices of its products."""
     nodes = engine.decoder.get_runtime_model().get_ops()
@@ -224,9 +242,9 @@ def layers_of(engine: OpenVINOEngine) -> tuple[Counter[str], Counter[str]]:
 def test_the_plugin_runs_each_layer_in_few_nodes(heads: tuple[int, int]) -> None:
     """Else it is right but slow: attention with its cache in one node, and so are norms and rotations, and products
     take the rounded matrices as they are."""
-    text = replace(SMALL.text, num_attention_heads=heads[0], num_key_value_heads=heads[1])
-    config, layers = replace(SMALL, text=text), text.num_hidden_layers
-    for weights in ("int8", "int4"):
+    layers = 3  # with int4 the first and the last one stay in 8 bits
+    config = changed(num_attention_heads=heads[0], num_key_value_heads=heads[1], num_hidden_layers=layers)
+    for weights, of_four_bits in (("int8", 0), ("int4", 5)):
         kinds, matrices = layers_of(
             engine_in_memory(OpenVINOEngine, config, random_tensors(config), Formats(weights, 32))
         )
@@ -236,7 +254,27 @@ def test_the_plugin_runs_each_layer_in_few_nodes(heads: tuple[int, int]) -> None
         assert kinds["RoPE"] == 2 * layers
         assert kinds["FullyConnected"] == 5 * layers + 1
         assert "MatMul" not in kinds
-        assert set(matrices) <= {"i8", "u8", "u4", "i4"}
+        assert matrices["u4"] == of_four_bits
+        assert matrices["i8"] + matrices["u8"] == 5 * layers + 1 - of_four_bits
+
+
+def test_four_bits_are_in_the_middle_of_the_decoder_alone() -> None:
+    config = changed(num_hidden_layers=3)
+    graphs = dict(build(config, random_tensors(config), Formats("int4", 32)))
+    held = {
+        name: Counter(constant.get_element_type().to_string() for constant in constants(graphs[name]))
+        for name in graphs
+    }
+    assert (held[VISION]["u4"], held[EMBEDDING]["u4"], held[DECODER]["u4"]) == (0, 0, 2 * 5)  # with their zero points
+    assert (held[VISION]["i8"], held[EMBEDDING]["i8"], held[DECODER]["i8"]) == (6 + 2, 1, 2 * 5 + 1)
+    node = graphs[DECODER].output("logits").node.input_value(0).node.input_value(1).node  # the head's matrix
+    while node.get_type_name() != "Constant":
+        node = node.input_value(0).node
+    assert node.get_element_type().to_string() == "i8"
+
+
+def constants(graph: Model) -> list[Node]:
+    return [node for node in graph.get_ops() if node.get_type_name() == "Constant"]
 
 
 # --- shapes against Paddle ------------------------------------------------------------------------

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,9 @@ import pytest
 pytest.importorskip("openvino")
 
 from paddle_llava import LlavaProcessor, opening
+from paddle_llava.checkpoints.write import write_checkpoint
 from paddle_llava.cli import main
+from paddle_llava.config import ORIGINAL_IMAGE_TOKEN_ID
 from paddle_llava.convert import convert
 from paddle_llava.engines.openvino import export as export_module
 from paddle_llava.engines.openvino.cache import cache_folder
@@ -77,6 +83,28 @@ def test_an_original_layout_gets_its_image_token(tmp_path: Path) -> None:
     assert np.abs(logits(engine, processor)[:, :528] - expected("v1_6")).max() < TOLERANCE
 
 
+def test_a_vocabulary_without_the_next_place_for_an_image_token(tmp_path: Path) -> None:
+    """A padded one: the tokenizer's next token stands before its end."""
+    source, sound = tmp_path / "original", find_pretrained(FIXTURES / "v1_6")
+    text = replace(sound.config.text, pad_token_id=None)
+    with sound.open_weights() as weights:
+        config = replace(sound.config, text=text, image_token_id=ORIGINAL_IMAGE_TOKEN_ID)
+        write_checkpoint(source, config, weights, "original")
+    LlavaProcessor.from_pretrained(sound.folder).save_pretrained(source, "original")
+    raw, settings = (json.loads((sound.folder / f"tokenizer{kind}.json").read_text()) for kind in ("", "_config"))
+    raw["added_tokens"] = [token for token in raw["added_tokens"] if token["id"] < 512]
+    (source / "tokenizer.json").write_text(json.dumps(raw))
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "image_token": None, "pad_token": None}))
+    (source / "special_tokens_map.json").unlink()
+    with pytest.raises(LlavaError, match="cannot have id 528"):
+        LlavaProcessor.from_pretrained(source).tokenizer_of("hf")
+    export(source, tmp_path / "out", Formats("f32"))
+    engine, processor = open_model(str(tmp_path / "out"))
+    assert processor.tokenizer.image_token_id is None
+    assert engine.config.image_token_id == ORIGINAL_IMAGE_TOKEN_ID
+    assert np.abs(logits(engine, processor) - logits(*open_model(str(source)))).max() < 1e-5
+
+
 def test_a_killed_export_leaves_nothing_that_looks_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if by SIGKILL in the last graph: nothing is cleaned up. The next one starts anew."""
     written = []
@@ -104,6 +132,34 @@ def test_a_killed_export_leaves_nothing_that_looks_complete(tmp_path: Path, monk
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
+def test_a_second_export_to_the_same_folder_leaves_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, told = export_module.openvino.save_model, []
+
+    def meanwhile(*graph: Any, **options: Any) -> None:
+        save(*graph, **options)
+        with ThreadPoolExecutor(1) as pool, pytest.raises(LlavaError) as refused:
+            pool.submit(export, FIXTURES / "v1_6", tmp_path / "out", Formats("int8")).result()
+        told.append(str(refused.value))
+
+    monkeypatch.setattr(export_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(export_module.openvino, "save_model", meanwhile)
+    export(FIXTURES / "v1_5", tmp_path / "out", Formats("f32"))
+    assert len(told) == 3
+    assert all("out: another export is writing this folder; wait for it" in message for message in told)
+    assert np.abs(logits(*open_model(str(tmp_path / "out"))) - expected("v1_5")).max() < TOLERANCE
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_a_mount_point_is_refused_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "volume")
+    with pytest.raises(LlavaError, match="volume: is a mount point, which cannot be replaced; give a folder inside it"):
+        export("no/such/model", tmp_path / "volume", Formats("int8"))
+    export(FIXTURES / "v1_5", tmp_path / "volume" / "inside", Formats("int8"))
+
+
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(export_module.shutil, "disk_usage", lambda _: usage)
@@ -124,12 +180,24 @@ def test_lora_is_merged(tmp_path: Path) -> None:
     assert np.abs(logits(*open_model(str(tmp_path / "out"))) - merged).max() < 1e-4
 
 
-def test_an_adapter_of_another_published_model_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("way", ["in memory", "through the cache", "exported"])
+def test_an_adapter_of_another_published_model_is_told(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once at every start."""
+    if way == "through the cache":
+        monkeypatch.setattr(opening, "SMALL", 0)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = shutil.copytree(FIXTURES / "v1_6", tmp_path / "llava-v1.6-vicuna-13b-hf")
     adapter = an_adapter(tmp_path / "adapter", trained_for="liuhaotian/llava-v1.6-vicuna-7b")
-    command = ["chat", "--engine", "openvino", "--model-path", str(model), "--lora-path", str(adapter)]
-    assert main([*command, "--prompt", "Hi", "--max-new-tokens", "1"]) == 0
-    assert "was trained for liuhaotian/llava-v1.6-vicuna-7b, and not for" in capsys.readouterr().err
+    options = ["--model-path", str(model), "--lora-path", str(adapter)]
+    for start in range(2):
+        if way == "exported":
+            command = ["export", "--out", str(tmp_path / f"out-{start}")]
+        else:
+            command = ["chat", "--engine", "openvino", "--prompt", "Hi", "--max-new-tokens", "1"]
+        assert main([*command, *options]) == 0
+        assert capsys.readouterr().err.count("was trained for liuhaotian/llava-v1.6-vicuna-7b, and not for") == 1
 
 
 def an_adapter(folder: Path, trained_for: str = "") -> Path:
@@ -177,6 +245,57 @@ def test_other_weights_are_another_folder(large: Path, tmp_path: Path) -> None:
     open_model(str(large), dtype="bfloat16")
     names = sorted(path.name.split("-")[1] for path in cache_folder().iterdir() if path.is_dir())
     assert names == ["bf16", "int4", "int4"]
+
+
+def test_an_adapter_through_the_cache(large: Path, tmp_path: Path) -> None:
+    """As merging it first does, at the first start and later; one that is not there is never passed over."""
+    shutil.rmtree(large)
+    shutil.copytree(FIXTURES / "v1_6", large)
+    adapter = an_adapter(tmp_path / "adapter")
+    convert(large, tmp_path / "merged", "hf", dtype="float32", lora_path=adapter)
+    merged = logits(*open_model(str(tmp_path / "merged"), weights="f32"))
+    base = logits(*open_model(str(large), weights="f32"))
+    for _ in range(2):
+        through_cache = logits(*open_model(str(large), weights="f32", lora_path=str(adapter)))
+        assert np.abs(through_cache - merged).max() < 1e-4
+        assert np.abs(through_cache - base).max() > 0.1
+    kept = sorted(cache_folder().iterdir())
+    (tmp_path / "empty").mkdir()
+    for wrong, said in (("nowhere", "no such folder"), ("empty", "it is no LoRA adapter")):
+        with pytest.raises(LlavaError, match=said):
+            open_model(str(large), weights="f32", lora_path=str(tmp_path / wrong))
+    assert sorted(cache_folder().iterdir()) == kept
+
+
+def read_only(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+@pytest.mark.parametrize("place", ["huggingface_hub.utils.WeakFileLock", "pathlib.Path.mkdir"])
+def test_a_cache_that_can_only_be_read(large: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_model(str(large))
+    monkeypatch.setattr(place, read_only)
+    open_model(str(large))
+    with pytest.raises(LlavaError, match=r"openvino: cannot be written \(Read-only .*; set XDG_CACHE_HOME"):
+        open_model(str(large), weights="bf16")
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("openvino_language_model.xml", cut_short), ("config.json", cut_short), ("config.json", os.remove)],
+)
+def test_a_damaged_folder_of_the_cache(large: Path, name: str, damage: Callable[[Path], object]) -> None:
+    open_model(str(large))
+    (kept,) = (path for path in cache_folder().iterdir() if path.is_dir())
+    damage(kept / name)
+    with pytest.raises(LlavaError, match=rf"{name}.* \({kept} is of the cache: delete it, and it is made anew\)"):
+        open_model(str(large))
+    shutil.rmtree(kept)
+    open_model(str(large))
 
 
 def test_another_preprocessor_is_another_folder(large: Path) -> None:

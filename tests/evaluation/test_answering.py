@@ -13,6 +13,7 @@ from paddle_llava.engines.paddle import PaddleEngine
 from paddle_llava.evaluation import answering
 from paddle_llava.evaluation.answering import Answerer
 from paddle_llava.evaluation.records import Question
+from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.processing.images import ImageProcessor
 from paddle_llava.processing.templates import TEMPLATES
 from recording import RecordingEngine
@@ -56,6 +57,18 @@ def test_nor_where_pictures_have_different_numbers_of_features(
     )
     assert several == alone
     assert sum(failed for _, failed in several.values()) == 4
+
+
+def test_nor_with_a_repetition_penalty(
+    parts: tuple[PaddleEngine, LlavaProcessor], questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which padding has no part in, whatever token it is."""
+    engine, processor = RecordingEngine(parts[0].network), parts[1]
+    params = SamplingParams(repetition_penalty=1e9)
+    alone = answers(Answerer(engine, processor, batch_size=1, params=params), questions)
+    for likeliest in {said[0] for said in engine.greedy}:
+        monkeypatch.setattr(LlavaProcessor, "padding_id", likeliest)
+        assert answers(Answerer(engine, processor, params=params), questions) == alone
 
 
 def test_answers_are_those_of_generate(parts: tuple[PaddleEngine, LlavaProcessor], questions: list[Question]) -> None:

@@ -112,6 +112,15 @@ def test_the_penalty_knows_the_whole_prompt() -> None:
     assert [first, second] == [5, 6]  # at first 6 stands in the prompt; then both have been said
 
 
+def test_padding_was_said_by_nobody() -> None:
+    """Where the end token pads, it is no likelier or unlikelier than it is for a row alone."""
+    params = SamplingParams(repetition_penalty=1.5, max_new_tokens=1)
+    ids, mask = np.array([[END, END, 3, 4], [END, 7, 3, 4]]), np.array([[0, 0, 1, 1], [1, 1, 1, 1]])
+    (together,) = generate(TellingEngine([END], [END]), {"input_ids": ids, "attention_mask": mask}, params)
+    (alone,) = generate(TellingEngine([END]), {"input_ids": ids[:1, 2:]}, params)
+    assert together.tolist() == [*alone, END - 1] == [END, END - 1]
+
+
 def test_rows_are_drawn_independently() -> None:
     """A row's answer with a seed is the same alone and in any company."""
     settings = {"temperature": 3.0, "seed": 4, "max_new_tokens": 8, "stop_ids": frozenset()}

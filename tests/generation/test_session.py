@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paddle_llava import ChatSession, LlavaError, LlavaForConditionalGeneration, LlavaProcessor, SamplingParams
+from paddle_llava.generation.session import NoRoomForPictures
 from paddle_llava.processing.templates import TEMPLATES
 from recording import RecordingEngine
 from reference_cases import FIXTURES, picture
@@ -154,6 +155,24 @@ def test_the_oldest_exchanges_are_forgotten_and_pictures_stay(name: str) -> None
     assert_as_if_fresh(session)
 
 
+def test_pictures_that_take_most_of_the_context_leave_a_part_of_the_conversation() -> None:
+    """More than the three quarters that are left of a conversation without any."""
+    pictures = [picture(112, 112)] * 8
+    config = load("v1_6")[0].config
+    features = len(pictures) * config.image_layout((112, 112)).num_features
+    session = start("v1_6", limit=features * 4 // 3)
+    say(session, "Which?", pictures)
+    while not session.noticed:
+        assert len(session.messages) < 40
+        say(session, "Why?")
+    assert len(session.messages) > 2
+    before = len(session.noticed)
+    say(session, "Why?")
+    assert len(session.noticed) == before  # room was made for another turn
+    assert session.engine.encoded == [8]
+    assert_as_if_fresh(session)
+
+
 def test_an_answer_that_fills_the_context_is_cut() -> None:
     session = start(limit=140, max_new_tokens=1000)
     say(session, "Go on and on.")
@@ -176,9 +195,28 @@ def test_a_question_that_is_too_long(name: str, turns: int) -> None:
         say(session, "lake " * 300)
     with pytest.raises(LlavaError, match="show fewer pictures"):
         say(session, "Which?", [ONE] * 20)
+    with pytest.raises(LlavaError, match="shorter question"):
+        say(session, "lake " * 300, ONE)
     assert (session.messages, session._history) == before
+    assert session.engine.encoded == [1] * bool(turns)  # nothing is encoded in vain
     assert not session.noticed
     assert_as_if_fresh(session)
+
+
+@BOTH
+@pytest.mark.parametrize("turns", [0, 2])
+def test_pictures_that_leave_no_room_for_any_question(name: str, turns: int) -> None:
+    session = start(name, limit=400)
+    for text in QUESTIONS[:turns]:
+        say(session, text, ONE if text == QUESTIONS[0] else None)
+    with pytest.raises(NoRoomForPictures, match=r"the pictures take \d+ tokens, and the model holds 394 ") as refused:
+        say(session, "?", [ONE] * 30)
+    fitting = refused.value.fitting
+    assert 0 < fitting < 30
+    with pytest.raises(NoRoomForPictures):
+        say(session, "?", [ONE] * (fitting + 1))
+    say(session, "?", [ONE] * fitting)
+    assert session.engine.encoded == [*[1] * bool(turns), fitting]
 
 
 # --- answers that end early

@@ -1,8 +1,8 @@
 """Answers to many questions: in batches, greedy unless told otherwise, each picture encoded once.
 
 Batching spares work: what questions of a batch begin with alike is run once for all of them. Batching changes no
-answer: rows are padded on the left, the padding is masked and takes no position, and a row whose prompt and longest
-answer do not fit beside its neighbours is asked alone.
+answer, but for ties where keys and values are rounded: rows are padded on the left, the padding is masked and takes no
+position, and a row whose prompt and longest answer do not fit beside its neighbours is asked alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from paddle_llava.data.pictures import local_source, picture_size
 from paddle_llava.errors import LlavaError
 from paddle_llava.evaluation.beginnings import Part, shared_runs
 from paddle_llava.evaluation.records import Prediction, Question
-from paddle_llava.generation.generate import Engine, generate
+from paddle_llava.generation.generate import Engine, generate, without_padding
 from paddle_llava.generation.sampling import SamplingParams
 from paddle_llava.generation.stopping import StopFilter
 from paddle_llava.processing.conversation import Message, encode, render, stop_token_ids
@@ -193,7 +193,7 @@ class Answerer:
         inputs = self._begin(questions, features, params.max_new_tokens) or whole
         answers: list[list[int]] = [[] for _ in batch]
         going = set(range(len(batch)))
-        steps = generate(self.engine, inputs, params, prompt_ids=whole["input_ids"], stop_ids=self._stop_ids)
+        steps = generate(self.engine, inputs, params, prompt_ids=without_padding(whole), stop_ids=self._stop_ids)
         for tokens in steps:
             for row in sorted(going):
                 if tokens[row] in self._stop_ids:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,7 +32,7 @@ def generate(
     inputs: Mapping[str, Any],
     params: SamplingParams,
     *,
-    prompt_ids: np.ndarray | None = None,
+    prompt_ids: Iterable[np.ndarray] | None = None,
     stop_ids: frozenset[int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Prefill `inputs` and yield int64 [batch] tokens, step by step.
@@ -40,9 +40,9 @@ def generate(
     It ends when every row has ended, `max_new_tokens` are out, or the context is full.
 
     A row ends with one of `stop_ids` (default: the model's end-of-sequence tokens), which is yielded too, and goes on
-    with the padding token. `prompt_ids` [batch, length] are all tokens before the answer, for the repetition penalty,
-    when the engine already holds some of them; without it they are `inputs["input_ids"]`. The last yielded tokens have
-    not been run by the engine. Raises `LlavaError` when the prompt alone fills the context.
+    with the padding token. `prompt_ids` are all tokens before each row's answer, without padding, for the repetition
+    penalty, when the engine already holds some of them; without it they are those of `inputs`. The last yielded tokens
+    have not been run by the engine. Raises `LlavaError` when the prompt alone fills the context.
     """
     text = engine.config.text
     stops = frozenset(text.eos_token_id) if stop_ids is None else stop_ids
@@ -52,7 +52,7 @@ def generate(
     if room < 1:
         limit = text.max_position_embeddings
         raise LlavaError(f"the prompt has {held} tokens and leaves no room for an answer: the model holds {limit}")
-    samplers = [Sampler(params, row) for row in np.asarray(inputs["input_ids"] if prompt_ids is None else prompt_ids)]
+    samplers = [Sampler(params, row) for row in (without_padding(inputs) if prompt_ids is None else prompt_ids)]
     ended = [False] * len(samplers)
     logits = without_image_token(engine.prefill(inputs), engine.config.image_token_id)
     steps = min(params.max_new_tokens, room)
@@ -64,6 +64,14 @@ def generate(
             return
         logits = engine.decode(np.asarray(tokens, dtype=np.int64))
         logits = without_image_token(logits, engine.config.image_token_id)
+
+
+def without_padding(inputs: Mapping[str, Any]) -> list[np.ndarray]:
+    """The tokens of each row of a batch; padding, often the end token, was said by nobody."""
+    rows, mask = np.asarray(inputs["input_ids"]), inputs.get("attention_mask")
+    if mask is None:
+        return list(rows)
+    return [row[seen] for row, seen in zip(rows, np.asarray(mask).astype(bool), strict=True)]
 
 
 def without_image_token(logits: np.ndarray, image_token_id: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,14 @@ from paddle_llava.processing.conversation import (
 from paddle_llava.processing.loading import ImageSource
 from paddle_llava.processing.processor import LlavaProcessor, image_sources
 from paddle_llava.processing.templates import Template
+
+
+class NoRoomForPictures(LlavaError):
+    """No question can be asked about a question's new pictures, but one about the first `fitting` of them."""
+
+    def __init__(self, message: str, fitting: int) -> None:
+        super().__init__(message)
+        self.fitting = fitting
 
 
 @dataclass
@@ -107,7 +115,8 @@ class ChatSession:
         """Put a question, with new pictures before its text if there are any; yields the answer piece by piece.
 
         `overrides` replace fields of the session's `SamplingParams` for this answer. A picture or a question that
-        cannot be taken raises `LlavaError` and leaves the conversation as it was. An iterator that is closed, or
+        cannot be taken raises `LlavaError` (`NoRoomForPictures` where no other question would help) and leaves the
+        conversation as it was. An iterator that is closed, or
         interrupted from the keyboard, ends the answer there; what was said stays in the conversation. Asking anew, or
         `reset`, ends an answer that was not read to its end.
         """
@@ -128,35 +137,35 @@ class ChatSession:
         start = time.perf_counter()
         params = replace(self.params, **overrides)
         sources = image_sources(image)
-        history = self._with_images(sources)
+        pixels = self.processor.prepare_images(sources) if sources else {}
         question = Message("user", text, images=len(sources))
-        history, question = self._with_room(history, question, params)
+        history, question = self._with_room(self._with_counts(pixels), question, params)
+        if pixels:
+            encoded = self.engine.encode_images(pixels["pixel_values"], pixels["image_sizes"])
+            history = replace(history, features=(*history.features, *encoded))
         if self._in_engine.ids != history.ids:
             self.engine.reset()
         self.engine.rewind(min(self.engine.length, len(history.ids)))
         self._in_engine = history
         yield from self._answer(history, question, params, start)
 
-    def _with_images(self, sources: list[ImageSource]) -> _History:
-        if not sources:
-            return self._history
-        pixels = self.processor.prepare_images(sources)
-        features = self.engine.encode_images(pixels["pixel_values"], pixels["image_sizes"])
-        counts = self.processor.feature_counts(pixels["image_sizes"])
-        return replace(
-            self._history,
-            features=(*self._history.features, *features),
-            feature_counts=(*self._history.feature_counts, *counts),
-        )
+    def _with_counts(self, pixels: Mapping[str, np.ndarray]) -> _History:
+        """The conversation with the sizes of new pictures, which are encoded only when there is room for them."""
+        counts = self.processor.feature_counts(pixels["image_sizes"]) if pixels else []
+        return replace(self._history, feature_counts=(*self._history.feature_counts, *counts))
 
     def _with_room(self, history: _History, question: Message, params: SamplingParams) -> tuple[_History, Message]:
         """Without the oldest exchanges if the context would overflow; their pictures move to what stays first."""
         limit = self.engine.config.text.max_position_embeddings
         room = min(params.max_new_tokens, limit // 4)
         needed = len(history.ids) + len(self._turn_ids(history, question)) + room
-        forgotten = 0
-        # A quarter is freed at once: all that stays has to be run again, and not at every further turn.
-        bound = limit if needed <= limit else limit * 3 // 4
+        new, forgotten, bound = question.images, 0, limit
+        if needed > limit:
+            # Much is freed at once: all that stays has to be run again, and not at every further turn. But no more than
+            # half of what is not taken by pictures, which are never freed, by the question and by its answer.
+            image_token_id = self.engine.config.image_token_id
+            words = sum(token != image_token_id for token in history.ids)
+            bound -= max(0, min(limit // 4, (limit - needed + words) // 2))
         while needed > bound and history.messages:
             first, _, *kept = [*history.messages, question]
             kept[0] = replace(kept[0], images=kept[0].images + first.images)
@@ -165,6 +174,7 @@ class ChatSession:
             needed = len(history.ids) + len(self._turn_ids(history, question)) + room
             forgotten += 1
         if needed > limit:
+            self._check_pictures(history, new, limit - room)
             raise LlavaError(
                 f"the question and its pictures take {needed - room} tokens, and the model holds {limit} with the "
                 "answer: ask a shorter question, show fewer pictures, or start anew"
@@ -173,6 +183,23 @@ class ChatSession:
             exchanges = "exchange is" if forgotten == 1 else f"{forgotten} exchanges are"
             self.notice(f"the conversation outgrew the model's {limit} tokens: the oldest {exchanges} forgotten")
         return history, question
+
+    def _check_pictures(self, history: _History, new: int, most: int) -> None:
+        """Raises `NoRoomForPictures` when a question of one letter, too, would take more than `most` tokens with all
+        pictures of `history`, which has no messages any more; the `new` ones are the last."""
+        counts = history.feature_counts
+
+        def fits(pictures: int) -> bool:
+            some = replace(history, feature_counts=counts[:pictures])
+            return len(self._turn_ids(some, Message("user", "?", images=pictures))) <= most
+
+        fitting = sum(fits(len(counts) - new + number) for number in range(1, new + 1))
+        if fitting < new:
+            raise NoRoomForPictures(
+                f"the pictures take {sum(counts)} tokens, and the model holds {most} beside the "
+                "answer: show fewer pictures, or start anew",
+                fitting,
+            )
 
     def _retold(self, history: _History, messages: tuple[Message, ...]) -> _History:
         """The history of `messages` alone, with the same pictures."""

@@ -7,12 +7,12 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple
 from pathlib import Path
 
 from paddle_llava.console import note, progress_bar
-from paddle_llava.engines.openvino.export import export
+from paddle_llava.engines.openvino.export import adapter_of, export_checkpoint
 from paddle_llava.engines.openvino.formats import Formats
 from paddle_llava.errors import LlavaError
 from paddle_llava.pretrained import Pretrained, state_of
@@ -24,14 +24,18 @@ VERSION = 1
 def cached_export(pretrained: Pretrained, formats: Formats, lora_path: str | None, name: str) -> Path:
     """The folder of graphs made of a checkpoint, and of an adapter, written at the first time, which is said aloud.
 
-    Another process that wants the same waits for the first one. Raises `LlavaError`.
+    Another process that wants the same waits for the first one. The adapter is read each time, for what is none has no
+    part in the name, and would be the model without it. Raises `LlavaError`.
     """
+    adapter = adapter_of(pretrained, lora_path)
     folder = cache_folder() / f"{re.sub('[^0-9A-Za-z._-]', '_', name)}-{_key(pretrained, formats, lora_path)}"
+    if folder.is_dir():  # perhaps in a place where no lock can be written
+        return folder
     with _locked(folder):
         if not folder.is_dir():
             note(f"making {formats.weights} weights for OpenVINO, this once; they are kept in {folder}")
             with progress_bar(f"converting {name}") as progress:
-                export(pretrained.folder, folder, formats, lora_path=lora_path, progress=progress)
+                export_checkpoint(pretrained, folder, formats, adapter, progress=progress)
     return folder
 
 
@@ -52,11 +56,12 @@ def _key(pretrained: Pretrained, formats: Formats, lora_path: str | None) -> str
 def _locked(folder: Path) -> Iterator[None]:
     from huggingface_hub.utils import WeakFileLock
 
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LlavaError(
-            f"{folder.parent}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to another place"
-        ) from None
-    with WeakFileLock(folder.with_name(f".{folder.name}.lock")):
+    with ExitStack() as held:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(WeakFileLock(folder.with_name(f".{folder.name}.lock")))
+        except OSError as error:
+            raise LlavaError(
+                f"{folder.parent}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to another place"
+            ) from None
         yield

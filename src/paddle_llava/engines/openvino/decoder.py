@@ -2,7 +2,7 @@
 
 Inputs and output are named as in the published `openvino_language_model.xml` files. `models/llama.py` is the same in
 Paddle; forms that the CPU plug-in takes for one operation (RMS norm, rotary embedding, attention with its cache) are
-written the way it looks for them, and `tests/engines/test_openvino_graphs.py` counts what it found.
+written the way it looks for them, and `tests/engines/test_openvino_engine.py` counts what it found.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from paddle_llava.checkpoints.adapter import Merged, foreign_base, read_adapter
+from paddle_llava.checkpoints.adapter import Adapter, Merged, foreign_base, read_adapter
 from paddle_llava.checkpoints.config_file import config_to_dict
 from paddle_llava.checkpoints.vocabulary import extend_vocabulary
 from paddle_llava.checkpoints.write import Progress, TensorSource
@@ -30,6 +32,8 @@ from paddle_llava.processing.processor import LlavaProcessor
 from paddle_llava.processing.templates import TEMPLATES
 
 SETTINGS = "openvino_config.json"
+PATIENCE = 1.0
+"""Seconds to wait for another export to the same folder, which may just be ending."""
 
 
 def export(
@@ -51,25 +55,66 @@ def export(
     `LlavaError`.
     """
     target = Path(target).expanduser().resolve()
-    if target == Path.cwd():
-        raise LlavaError(f"{target}: is the working folder, which cannot be replaced; choose another place")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise LlavaError(f"{target}: already exists and is not an empty folder; choose another place")
+    _check_target(target)
     pretrained = find_pretrained(source)
     if is_exported(pretrained.folder):
         raise LlavaError(f"{pretrained.folder}: holds OpenVINO graphs already; export the checkpoint they were made of")
+    export_checkpoint(pretrained, target, formats, adapter_of(pretrained, lora_path), calibrate, progress)
+
+
+def export_checkpoint(
+    pretrained: Pretrained,
+    target: Path,
+    formats: Formats,
+    adapter: Adapter | None,
+    calibrate: Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """`export` of a checkpoint that was found, with an adapter that was read."""
     processor = LlavaProcessor.from_pretrained(pretrained.folder)
     beside = target.with_name(f".{target.name}.incomplete")
     try:
-        shutil.rmtree(beside, ignore_errors=True)  # of an export that was killed
-        beside.mkdir(parents=True)
-        try:
-            _write(beside, pretrained, processor, formats, lora_path, calibrate, progress)
-            beside.replace(target)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(target):
+            _check_target(target)  # another export may have ended meanwhile
+            shutil.rmtree(beside, ignore_errors=True)  # of an export that was killed
+            beside.mkdir()
+            try:
+                _write(beside, pretrained, processor, formats, adapter, calibrate, progress)
+                beside.replace(target)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
         raise LlavaError(f"{error.filename or target}: cannot be written ({error.strerror or error})") from error
+
+
+def _check_target(target: Path) -> None:
+    if target == Path.cwd():
+        raise LlavaError(f"{target}: is the working folder, which cannot be replaced; choose another place")
+    if os.path.ismount(target):
+        raise LlavaError(f"{target}: is a mount point, which cannot be replaced; give a folder inside it")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise LlavaError(f"{target}: already exists and is not an empty folder; choose another place")
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Nobody else exports to `target` meanwhile. A process that is killed leaves the file, but not the lock."""
+    from huggingface_hub.utils import WeakFileLock
+
+    lock = target.with_name(f".{target.name}.incomplete.lock")
+    with ExitStack() as held:
+        try:
+            held.enter_context(WeakFileLock(lock, timeout=PATIENCE))
+        except TimeoutError:
+            raise LlavaError(
+                f"{target}: another export is writing this folder; wait for it, or if there is none, delete {lock}"
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows deletes no file that is open
+                lock.unlink()
 
 
 def _write(
@@ -77,13 +122,13 @@ def _write(
     pretrained: Pretrained,
     processor: LlavaProcessor,
     formats: Formats,
-    lora_path: str | Path | None,
+    adapter: Adapter | None,
     data: Path | None,
     progress: Progress | None,
 ) -> None:
-    layout = _layout(pretrained.config)
+    layout = _layout(processor)
     with pretrained.open_weights() as weights:
-        tensors: TensorSource = with_adapter(weights, pretrained, lora_path)
+        tensors: TensorSource = with_adapter(weights, adapter)
         calibration = calibrated(formats, pretrained.config, tensors, processor, data, progress)
         config = pretrained.config
         if layout == "hf":
@@ -127,15 +172,19 @@ def calibrated(
     return calibrate(config, tensors, conversations, layers, formats.group(config.text), progress)
 
 
-def with_adapter(weights: TensorSource, pretrained: Pretrained, lora_path: str | Path | None) -> TensorSource:
-    """`weights` with the adapter in `lora_path` merged; in float32, for they are rounded once more. Warns of an adapter
-    that was made for another model."""
+def adapter_of(pretrained: Pretrained, lora_path: str | Path | None) -> Adapter | None:
+    """The adapter in `lora_path`, if one is asked for. Warns of one that was made for another model."""
     if lora_path is None:
-        return weights
+        return None
     adapter = read_adapter(Path(lora_path).expanduser(), pretrained.config)
     if foreign := foreign_base(adapter, str(pretrained.folder)):
         warnings.warn(foreign, stacklevel=2)
-    return Merged(weights, adapter, "float32")
+    return adapter
+
+
+def with_adapter(weights: TensorSource, adapter: Adapter | None) -> TensorSource:
+    """`weights` with `adapter` merged; in float32, for they are rounded once more."""
+    return weights if adapter is None else Merged(weights, adapter, "float32")
 
 
 def is_exported(folder: Path) -> bool:
@@ -177,10 +226,17 @@ def _newline(raw: dict[str, Any], config: LlavaConfig, folder: Path) -> np.ndarr
     return np.array(values, np.float32)
 
 
-def _layout(config: LlavaConfig) -> Layout:
+def _layout(processor: LlavaProcessor) -> Layout:
     """`hf`, which `openvino_genai` reads too, unless that cannot express the model."""
+    config = processor.config
     anyres_without_unpad = config.image_grid_pinpoints is not None and not config.unpad
-    return "original" if config.projector_type != "mlp2x_gelu" or anyres_without_unpad else "hf"
+    if config.projector_type != "mlp2x_gelu" or anyres_without_unpad:
+        return "original"
+    try:
+        processor.tokenizer_of("hf")
+    except LlavaError:  # its vocabulary is padded: the place for `<image>` is not the tokenizer's next
+        return "original"
+    return "hf"
 
 
 def _check_space(folder: Path, tensors: TensorSource, bytes_per_parameter: float) -> None:
