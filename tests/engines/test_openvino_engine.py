@@ -6,20 +6,20 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("openvino")
-from openvino import Model, Node
+from openvino import Core, Model, Node
 
 from paddle_llava import ChatSession, LlavaProcessor, SamplingParams
 from paddle_llava.checkpoints.names import parameter_shapes
 from paddle_llava.checkpoints.write import ArraySource
 from paddle_llava.config import LlavaConfig, TextConfig, VisionConfig
-from paddle_llava.engines.openvino import engine as engine_module
+from paddle_llava.engines.openvino.batch import OpenVINOBatchEngine, for_many
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
 from paddle_llava.engines.openvino.graphs import DECODER, EMBEDDING, VISION, build, engine_in_memory
@@ -86,7 +86,7 @@ def test_a_prefill_in_chunks_is_the_whole(
     loaded: Loaded, title: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk of 1 is also what decoding does; with padding in front, and chunks of padding alone."""
-    monkeypatch.setattr(engine_module, "CHUNK", chunk)
+    monkeypatch.setattr(OpenVINOBatchEngine, "max_tokens", chunk)
     assert np.abs(loaded.engine.prefill(loaded.inputs(title)) - loaded.last(title)).max() < TOLERANCE
 
 
@@ -113,14 +113,13 @@ def test_greedy_answers_of_three_turns(loaded: Loaded, title: str) -> None:
     assert texts == [loaded.processor.tokenizer.decode(tokens) for tokens in answers]
 
 
-@pytest.mark.parametrize("compact_from", [1, 10_000])
-def test_what_is_rewound_is_forgotten(loaded: Loaded, compact_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a batch with padding; hidden by the mask, or taken out of the cache."""
-    monkeypatch.setattr(engine_module, "COMPACT_FROM", compact_from)
+def test_what_is_rewound_is_forgotten(loaded: Loaded) -> None:
+    """In a batch with padding, and its memory is free again."""
     engine, inputs = loaded.engine, loaded.inputs("batch")
     length = inputs["input_ids"].shape[1]
     engine.prefill(inputs)
     kept = engine.decode(np.array([5, 6, 7]))
+    used = engine._many.blocks.used
     wrong = np.full((3, length), 9)
     for _ in range(2):
         engine.prefill({"input_ids": wrong})
@@ -128,8 +127,8 @@ def test_what_is_rewound_is_forgotten(loaded: Loaded, compact_from: int, monkeyp
         engine.rewind(length + 1)
         engine.rewind(length)
         assert engine.length == length
-        assert (engine._mask.shape[1] < 1.5 * length) == (compact_from == 1)
         assert np.abs(engine.decode(np.array([5, 6, 7])) - kept).max() < 1e-4
+        assert engine._many.blocks.used == used
     engine.rewind(0)
     assert engine.length == 0
     assert np.abs(engine.prefill(inputs) - loaded.last("batch")).max() < TOLERANCE
@@ -138,11 +137,10 @@ def test_what_is_rewound_is_forgotten(loaded: Loaded, compact_from: int, monkeyp
 
 
 class Interrupted:
-    """An inference request: Ctrl-C comes as run number `run` returns, and after the first of its states."""
+    """An inference request: Ctrl-C comes as run number `run` returns."""
 
-    def __init__(self, request: Any, run: int = 0) -> None:
+    def __init__(self, request: Any, run: int) -> None:
         self._request, self._left = request, run
-        self.reset_state = request.reset_state
 
     def infer(self, inputs: Any) -> Any:
         outputs = self._request.infer(inputs)
@@ -150,10 +148,6 @@ class Interrupted:
         if self._left == 0:
             raise KeyboardInterrupt
         return outputs
-
-    def query_state(self) -> Any:
-        yield self._request.query_state()[0]
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("run", [1, 2, 3])
@@ -163,9 +157,9 @@ def test_an_interrupt_as_a_run_returns_leaves_the_positions_before_it(
     """The cache has grown by then: in the first run of a batch, in the middle of a prefill, and in a decoding step."""
     engine, inputs = loaded.engine, loaded.inputs("two pictures")
     length = inputs["input_ids"].shape[1]
-    monkeypatch.setattr(engine_module, "CHUNK", length - 3)
+    monkeypatch.setattr(OpenVINOBatchEngine, "max_tokens", length - 3)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_request", Interrupted(engine._request, run))
+        patch.setattr(engine._many, "_request", Interrupted(engine._many._request, run))
         with pytest.raises(KeyboardInterrupt):
             (engine.prefill(inputs), engine.decode(np.array([5])))
     assert engine.length == [0, length - 3, length][run - 1]
@@ -175,20 +169,6 @@ def test_an_interrupt_as_a_run_returns_leaves_the_positions_before_it(
     engine.rewind(length - 3)
     logits = engine.prefill({"input_ids": inputs["input_ids"][:, length - 3 :]})
     assert np.abs(logits - loaded.last("two pictures")).max() < TOLERANCE
-
-
-def test_an_interrupt_within_the_taking_out_of_what_is_forgotten(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_module, "COMPACT_FROM", 1)
-    engine, inputs = loaded.engine, loaded.inputs("two pictures")
-    engine.prefill(inputs)
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "_request", Interrupted(engine._request))
-        with pytest.raises(KeyboardInterrupt):
-            engine.rewind(9)
-    assert engine.length == 0
-    assert np.abs(engine.prefill(inputs) - loaded.last("two pictures")).max() < TOLERANCE
 
 
 def test_features_and_tokens_must_be_as_many(loaded: Loaded) -> None:
@@ -230,9 +210,9 @@ def test_what_runs_together_changes_little(weights: str, error: float) -> None:
         assert np.abs(logits - whole).max() < error * whole.std()
 
 
-def layers_of(engine: OpenVINOEngine) -> tuple[Counter[str], Counter[str]]:
+def layers_of(decoder: Model, settings: dict[str, str]) -> tuple[Counter[str], Counter[str]]:
     """The kinds of nodes that the plug-in runs, and the types of the matrices of its products."""
-    nodes = engine.decoder.get_runtime_model().get_ops()
+    nodes = Core().compile_model(decoder, "CPU", settings).get_runtime_model().get_ops()
     kinds = Counter(node.rt_info["layerType"].astype(str) for node in nodes)
     products = [node for node in nodes if node.rt_info["layerType"].astype(str) == "FullyConnected"]
     return kinds, Counter(product.rt_info["runtimePrecision"].astype(str) for product in products)
@@ -240,17 +220,18 @@ def layers_of(engine: OpenVINOEngine) -> tuple[Counter[str], Counter[str]]:
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 def test_the_plugin_runs_each_layer_in_few_nodes(heads: tuple[int, int]) -> None:
-    """Else it is right but slow: attention with its cache in one node, and so are norms and rotations, and products
-    take the rounded matrices as they are."""
+    """Else it is right but slow: attention with its cache in one node, as state or paged, and so are norms and
+    rotations, and products take the rounded matrices as they are."""
     layers = 3  # with int4 the first and the last one stay in 8 bits
     config = changed(num_attention_heads=heads[0], num_key_value_heads=heads[1], num_hidden_layers=layers)
-    for weights, of_four_bits in (("int8", 0), ("int4", 5)):
-        kinds, matrices = layers_of(
-            engine_in_memory(OpenVINOEngine, config, random_tensors(config), Formats(weights, 32))
-        )
-        assert kinds["ScaledDotProductAttention"] == layers
-        assert kinds["MemoryInput"] == kinds["MemoryOutput"] == 2 * layers
-        assert kinds["RMS"] == 2 * layers + 1
+    for (weights, of_four_bits), paged in product((("int8", 0), ("int4", 5)), (False, True)):
+        formats = Formats(weights, 32)
+        decoder = dict(build(config, random_tensors(config), formats))[DECODER]
+        settings = formats.decoder_settings(config.text)
+        kinds, matrices = layers_of(for_many(decoder) if paged else decoder, settings)
+        assert kinds["PagedAttention" if paged else "ScaledDotProductAttention"] == layers
+        assert kinds["MemoryInput"] == kinds["MemoryOutput"] == (0 if paged else 2 * layers)
+        assert kinds["RMS"] == 2 * layers + (not paged)  # made over, the last one comes in parts
         assert kinds["RoPE"] == 2 * layers
         assert kinds["FullyConnected"] == 5 * layers + 1
         assert "MatMul" not in kinds
@@ -350,7 +331,7 @@ COME_AND_GO = """
 import gc, signal, sys
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
-from paddle_llava.engines.openvino.graphs import engine_in_memory
+from paddle_llava.engines.openvino.graphs import DECODER, build, engine_in_memory
 from paddle_llava.pretrained import find_pretrained
 
 pretrained = find_pretrained(sys.argv[1])

@@ -90,16 +90,21 @@ class OpenVINOBatchEngine:
         return copy
 
     def step(self, work: Sequence[Work]) -> np.ndarray:
-        sequences, counts = [one.sequence for one in work], [len(one.token_ids) for one in work]
         features = [features for one in work for features in one.image_features]
         embeds = self._embed(np.concatenate([one.token_ids for one in work])[None], features)[0]
+        ends = np.cumsum([len(one.token_ids) for one in work])
+        return self.run([one.sequence for one in work], np.split(embeds, ends[:-1]))
+
+    def run(self, sequences: Sequence[OpenVINOSequence], embeds: Sequence[np.ndarray]) -> np.ndarray:
+        """Add to each of `sequences` its `embeds` [count, hidden_size]; logits of what follows each."""
+        counts = [len(one) for one in embeds]
         for sequence, count in zip(sequences, counts, strict=True):
             sequence.make_room(count)
         past = np.array([sequence.length for sequence in sequences], np.int32)
         ends = np.cumsum(counts)
         logits: Any = self._request.infer(
             {
-                "inputs_embeds": embeds,
+                "inputs_embeds": np.concatenate(embeds),
                 "position_ids": np.concatenate([np.arange(p, p + n) for p, n in zip(past, counts, strict=True)]),
                 "max_context_len": np.array(max(past + counts), np.int32),
                 "past_lens": past,

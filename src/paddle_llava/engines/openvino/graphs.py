@@ -121,7 +121,7 @@ def _compiled(
         source = sources[name]
         try:
             model = source if isinstance(source, Model) else core.read_model(source)
-            if name == DECODER and issubclass(kind, OpenVINOBatchEngine):
+            if name == DECODER:
                 model = for_many(model)
             return core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY", **settings})
         except RuntimeError as error:
