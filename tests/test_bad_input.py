@@ -205,6 +205,10 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
         lambda w: w.chat("--image-file", str(w.photo), "--image-file", "bus.jpg"),
         "bus.jpg",
     ),
+    "more pictures than the model holds": (
+        lambda w: w.chat(*["--image-file", str(w.photo)] * 40),
+        "put away",
+    ),
     # pictures behind URLs
     "a URL of no known kind": (lambda w: w.chat("--image-file", "ftp://127.0.0.1/a.jpg"), "ftp"),
     "a refused connection": (lambda w: w.chat("--image-file", "http://127.0.0.1:9/a.jpg"), "cannot be fetched"),
@@ -325,6 +329,7 @@ CASES: dict[str, tuple[Callable[[World], list[str]], str]] = {
         "china.jpg",
     ),
     "calibrating what needs none": (lambda w: w.export("--calibrate", str(w.photo)), "--calibrate"),
+    "an adapter that is not there": (lambda w: w.chat("--lora-path", "nowhere"), "nowhere"),
     "exporting below a file": (lambda w: w.export("--out", str(w.photo / "x")), "china.jpg"),
     # questions
     "an empty question": (lambda w: w.chat("--prompt", " "), "empty"),

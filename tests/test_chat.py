@@ -118,19 +118,22 @@ def test_a_picture_waits_for_a_question_that_can_be_put(demo_checkpoint: Path, f
 def test_a_picture_that_no_question_can_be_asked_about_is_put_away(
     demo_checkpoint: Path, flower: Picture, photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    session = scripted_session(demo_checkpoint, ["one"])
+    session = scripted_session(demo_checkpoint, ["one", "two"])
     limit = session.engine.config.text.max_position_embeddings
     features = session.processor.feature_counts(np.array([flower.image.size[::-1]]))[0]
     chat = Chat(session, [flower] * (limit // features))
     assert chat.take(f"/image {photo}")
     assert not chat.take("what?")
-    told = capsys.readouterr().err
-    assert "show fewer pictures, or start anew; put away: " in told
-    assert told.rstrip().endswith(str(photo))
-    assert session.engine.encoded == 0
     waiting = len(chat.waiting)
     assert 0 < waiting < limit // features
+    names, more = ", ".join([flower.name] * 3), limit // features + 1 - waiting - 3
+    assert f"fewer pictures, or start anew; put away: {names} and {more} more\n" in capsys.readouterr().err
+    assert session.engine.encoded == 0
     assert chat.take("what?")
+    assert chat.take(f"/image {photo}")
+    assert not chat.take("and this?")
+    assert capsys.readouterr().err.endswith(f"put away: {photo}\n")
+    assert chat.take("why?")
     assert session.engine.encoded == waiting == len(chat.shown)
 
 

@@ -194,7 +194,8 @@ class Chat:
     def _put_away(self, fitting: int) -> str:
         """Let go of the waiting pictures after the first `fitting`, with which no question can be put; tells which."""
         self.waiting, away = self.waiting[:fitting], self.waiting[fitting:]
-        return f"put away: {', '.join(picture.name for picture in away)}"
+        more = f" and {len(away) - 3} more" if len(away) > 3 else ""
+        return f"put away: {', '.join(picture.name for picture in away[:3])}{more}"
 
     def _obey(self, line: str) -> None:
         command, _, argument = line.partition(" ")
