@@ -19,6 +19,7 @@ import openai
 import pytest
 
 from paddle_llava.cli import main
+from paddle_llava.serving.server import free_memory
 from serving_process import SRC, Served, user
 
 KEY, ORIGIN = "sesame", "http://chat.example"
@@ -191,3 +192,17 @@ def test_a_missing_package_is_told_with_the_remedy(
     assert main(["serve", "--model-path", str(demo_checkpoint)]) == 2
     said = capsys.readouterr().err
     assert f"uvicorn is missing; install it with: {sys.executable} -m pip install 'paddle-llava[serve]'" in said
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"), [("max", 8 * 2**30), (str(6 * 2**30), 5 * 2**30), (str(64 * 2**30), 8 * 2**30), ("1000", 0)]
+)
+def test_memory_is_the_containers_where_that_is_less(limit: str, free: int, tmp_path: Path) -> None:
+    """Files that its programs have read count as free: the system lets go of them."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(f"MemTotal: 99 kB\nMemAvailable:   {8 * 2**20} kB\n")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{3 * 2**30}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {2 * 2**30}\nactive_file 7\n")
+    assert free_memory(meminfo, tmp_path) == free
+    assert free_memory(meminfo, tmp_path / "none") == 8 * 2**30

@@ -97,13 +97,20 @@ def log_to_stderr(debug: bool) -> None:
         logging.getLogger(other).setLevel(logging.CRITICAL + 1)
 
 
-def free_memory() -> int:
-    """Bytes that programs may still take; a GiB where the system does not say."""
+def free_memory(meminfo: Path = Path("/proc/meminfo"), container: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that programs may still take, of the machine and of the container they run in (a cgroup v2, whose files are
+    in the folder `container`); 4 GiB where the system does not say."""
     try:
-        rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(rows["MemAvailable"].split()[0]) * 1024
+        rows = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        free = int(rows["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return 4 * 2**30
+        free = 4 * 2**30
+    try:
+        limit, used = (int((container / f"memory.{kind}").read_text()) for kind in ("max", "current"))
+        held = dict(line.split() for line in (container / "memory.stat").read_text().splitlines())
+        return min(free, max(limit - used + int(held["inactive_file"]), 0))  # of which the system lets go
+    except (OSError, KeyError, ValueError):  # no container, or one without a limit: "max"
+        return free
 
 
 class _Server(uvicorn.Server):
