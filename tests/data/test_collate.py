@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paddle_llava.config import LlavaConfig
 from paddle_llava.data.collate import PreparedSample, collate, prepare_sample
 from paddle_llava.data.encoding import IGNORED, EncodedSample, encode_sample
 from paddle_llava.data.records import Sample
@@ -27,6 +28,9 @@ class Onlooker:
     """An engine that only looks at the pictures that a chat hands to it."""
 
     length = 0
+
+    def __init__(self, config: LlavaConfig) -> None:
+        self.config = config
 
     def prefill(self) -> None: ...
 
@@ -59,7 +63,7 @@ def test_pixels_are_those_of_a_chat(
     prepared = [prepare_sample(encode_sample(sample, processor, VICUNA, 4096), processor) for sample in samples]
     batch = collate([prepared[:2], prepared[2:]], 0)
 
-    engine: Any = Onlooker()
+    engine: Any = Onlooker(processor.config)
     session = ChatSession(engine, processor)
     with pytest.raises(Stopped):
         next(session.ask("What is it?", image=[str(path) for path in paths]))

@@ -216,7 +216,7 @@ def test_none_is_left_waiting(run: Runner) -> None:
     good = json.loads(records.read_text())
     records.write_text(json.dumps([good[0], {"conversations": []}] * 4))
     bad = settings(run, "bad", records)
-    skipping = settings(run, "skipping", records, on_bad_sample="skip", max_steps=2)
+    skipping = settings(run, "skipping", records, on_bad_sample="skip")
     killed, orphaned = (settings(run, name, max_steps=10_000, save_strategy="no") for name in ("killed", "orphaned"))
     with ExitStack() as stack:
         first, second, third = (stack.enter_context(launched(each)) for each in (bad, killed, orphaned))
