@@ -187,6 +187,16 @@ def test_a_skipped_step_has_no_loss(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "loss none" in capsys.readouterr().err
 
 
+def test_a_log_that_cannot_be_written_ends_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingLog(tmp_path, 2, 0, every=1, live=False) as training:
+        (tmp_path / "trainer_log.jsonl").symlink_to("/dev/full")
+        for step in (1, 2):
+            training.step(step, 1.0, 1e-4, COUNTS)
+    told = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
+    assert len(told) == 1
+    assert "trainer_log.jsonl: cannot be written (No space left on device); the training goes on without" in told[0]
+
+
 def test_the_last_step_is_always_logged(tmp_path: Path) -> None:
     with TrainingLog(tmp_path, 7, 0, every=5, live=False) as training:
         for step in range(1, 8):

@@ -69,6 +69,19 @@ def test_a_folder_with_other_weights(run: Runner) -> None:
     assert [path.name for path in out.iterdir()] == ["model_state.pdparams"]
 
 
+def test_a_disk_that_is_full_at_the_end(run: Runner) -> None:
+    out = run.folder / "run" / "out"
+    out.mkdir(parents=True)
+    (out / "preprocessor_config.json").symlink_to("/dev/full")
+    steps = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(LlavaError, match=r"out: the result cannot be written \(No space left on device\)"):
+        run("run", **steps)
+    (out / "preprocessor_config.json").unlink()
+    run("run", **steps)
+    assert run.heard("going on from")
+    assert json.loads((out / "training_result.json").read_text()) == {"steps": 1}
+
+
 def test_the_folder_of_the_base(run: Runner) -> None:
     base = run.folder / "base"
     shutil.copytree(run.checkpoint, base)

@@ -51,6 +51,7 @@ class TrainingLog:
     ) -> None:
         self._path = Path(os.devnull) if quiet else output_dir / FILE
         self._quiet = quiet
+        self._incomplete = False
         self._every = every
         self._total, self._first = total_steps, first_step
         self._sums: dict[str, float] = {}
@@ -138,10 +139,16 @@ class TrainingLog:
             tell(f"about {duration(each * left)} for the {left:,} steps that are left, saving and evaluating aside")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one JSON line, such as an evaluation's."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self._trackers.write(line)
+        """Append one JSON line, such as an evaluation's. That it cannot be written, as on a full disk, is said once and
+        ends no training."""
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self._trackers.write(line)
+        except OSError as error:
+            if not self._incomplete:
+                tell(f"{self._path}: cannot be written ({error.strerror or error}); the training goes on without")
+            self._incomplete = True
 
 
 def duration(seconds: float) -> str:

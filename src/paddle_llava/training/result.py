@@ -70,15 +70,22 @@ def write_result(
 ) -> None:
     """Write the whole model in the `hf` layout, or the adapter in PEFT's, and last that it is complete.
 
-    `template` is the one that it was trained in, which the model's `config.json` records.
+    `template` is the one that it was trained in, which the model's `config.json` records. Raises `LlavaError` when the
+    disk is full, or the folder cannot be written to.
     """
-    if config.lora:
-        write_adapter(output_dir, adapter_of(model, config), model.config)
-    else:
-        processor.save_pretrained(output_dir)
-        model.config = replace(model.config, conv_mode=recorded_name(template, model.config.conv_mode))
-        model.save_pretrained(output_dir)
-    (output_dir / FILE).write_text(json.dumps({"steps": steps}) + "\n", encoding="utf-8")
+    try:
+        if config.lora:
+            write_adapter(output_dir, adapter_of(model, config), model.config)
+        else:
+            processor.save_pretrained(output_dir)
+            model.config = replace(model.config, conv_mode=recorded_name(template, model.config.conv_mode))
+            model.save_pretrained(output_dir)
+        (output_dir / FILE).write_text(json.dumps({"steps": steps}) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise LlavaError(
+            f"{output_dir}: the result cannot be written ({error.strerror or error}); mend that and run the same "
+            "command again, which goes on from the newest checkpoint"
+        ) from None
 
 
 def template_to_name(template: Template, own: str | None, *, lora: bool) -> str | None:
