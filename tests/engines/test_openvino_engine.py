@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from paddle_llava.checkpoints.names import parameter_shapes
 from paddle_llava.checkpoints.write import ArraySource
 from paddle_llava.config import LlavaConfig, TextConfig, VisionConfig
 from paddle_llava.engines.openvino.batch import OpenVINOBatchEngine, for_many
+from paddle_llava.engines.openvino.blocks import BLOCK
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
 from paddle_llava.engines.openvino.graphs import DECODER, EMBEDDING, VISION, build, engine_in_memory
@@ -169,6 +171,25 @@ def test_an_interrupt_as_a_run_returns_leaves_the_positions_before_it(
     engine.rewind(length - 3)
     logits = engine.prefill({"input_ids": inputs["input_ids"][:, length - 3 :]})
     assert np.abs(logits - loaded.last("two pictures")).max() < TOLERANCE
+
+
+def test_an_interrupt_while_the_cache_grows(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of("v1_5" if loaded.engine.config.image_grid_pinpoints is None else "v1_6", "f32")
+    inputs, blocks = loaded.inputs("two pictures"), engine._many.blocks
+    engine.prefill(inputs)
+    more = {"input_ids": np.full((1, BLOCK * len(blocks._users) + 1), 5)}
+
+    def break_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks, "_request", SimpleNamespace(set_tensor=break_off))
+        with pytest.raises(KeyboardInterrupt):
+            engine.prefill(more)
+    engine.reset()
+    assert np.isfinite(engine.prefill(more)).all()
+    engine.reset()
+    assert np.abs(engine.prefill(inputs) - loaded.last("two pictures")).max() < TOLERANCE
 
 
 def test_features_and_tokens_must_be_as_many(loaded: Loaded) -> None:

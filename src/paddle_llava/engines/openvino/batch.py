@@ -50,8 +50,9 @@ class OpenVINOSequence:
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot rewind to {length}: the sequence holds {self.length} positions")
         kept = -(-length // BLOCK)
-        self._pool.release(self.blocks[kept:])
-        self.blocks, self.length = self.blocks[:kept], length
+        # In this order Ctrl-C leaves blocks that nobody has, and none that two have.
+        gone, self.blocks, self.length = self.blocks[kept:], self.blocks[:kept], length
+        self._pool.release(gone)
 
     def make_room(self, count: int) -> None:
         """Blocks for `count` further positions that are nobody else's."""

@@ -72,7 +72,7 @@ class Blocks:
         after = max(FEWEST, 2 * before)
         for name, cache in self._caches.items():
             grown = self._empty(name, after)
-            grown.data[:before] = cache.data
+            grown.data[:before] = cache.data[:before]  # which has more where Ctrl-C broke off an earlier growth
             self._caches[name] = grown
             self._request.set_tensor(name, grown)
         self._users += [0] * (after - before)
