@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 from paddle_llava.checkpoints.safetensors_file import SafetensorsFile
 from paddle_llava.demo.train import Amount, train
@@ -40,6 +41,10 @@ def test_every_stage(tmp_path: Path) -> None:
     learnt = [changed(tmp_path / one, tmp_path / other) for one, other in pairwise(STAGES)]
     assert learnt == [everything, {"multi_modal_projector"}, everything, everything, everything - {"vision_tower"}]
     assert json.loads((result / "figures.json").read_text())["vqa"]["asked"] > 0
+    drawn = [text.text for text in ElementTree.parse(tmp_path / "curves.svg").iterfind(".//{*}text[@class='title']")]
+    learning = ("eye", "tongue", "alignment", "pretrain", "together-1", "together-2", "finetune")
+    assert [title for title in drawn if title and title.endswith("loss")] == [f"{name}: loss" for name in learning]
+    assert {"eye: held-out", "tongue: held-out", "together-2: held-out"} <= set(drawn)
 
     times = {name: (tmp_path / name / "model.safetensors").stat().st_mtime_ns for name in STAGES}
     train(tmp_path, say=said.append, amount=AMOUNT)

@@ -63,7 +63,7 @@ def _panels(output_dir: Path) -> Iterator[tuple[str, list[Series], bool]]:
             if (points := [(line["step"], line[key]) for line in lines if key in line])
         ]
         if series:
-            yield f"{name}: right of held-out", series, True
+            yield f"{name}: held-out", series, True
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
