@@ -217,7 +217,9 @@ def test_none_is_left_waiting(run: Runner) -> None:
     records.write_text(json.dumps([good[0], {"conversations": []}] * 4))
     bad = settings(run, "bad", records)
     skipping = settings(run, "skipping", records, on_bad_sample="skip")
-    killed, orphaned = (settings(run, name, max_steps=10_000, save_strategy="no") for name in ("killed", "orphaned"))
+    endless = {"max_steps": 10_000, "save_strategy": "no"}
+    killed, orphaned = (settings(run, name, **endless) for name in ("killed", "orphaned"))
+    divided = settings(run, "divided", **endless, tensor_parallel_degree=2)
     with ExitStack() as stack:
         first, second, third = (stack.enter_context(launched(each)) for each in (bad, killed, orphaned))
         assert first.wait(60) != 0
@@ -236,6 +238,13 @@ def test_none_is_left_waiting(run: Runner) -> None:
         one, other = workers(second)
         other.kill()
         assert wait_for(lambda: second.poll() is not None and not one.is_running()) < 30
+
+        with launched(divided) as fifth:
+            wait_for(lambda: len(losses_or_none(divided)) >= 1)
+            one, other = workers(fifth)
+            other.kill()
+            assert wait_for(lambda: fifth.poll() is not None and not one.is_running()) < 30
+        assert "llava: error: another process of this run has ended" in logs(divided)[0]
 
         wait_for(lambda: len(losses_or_none(orphaned)) >= 1)
         left = workers(third)

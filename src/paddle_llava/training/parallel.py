@@ -6,7 +6,9 @@ for ever, and all end with the same words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +22,10 @@ from paddle_llava.training.checkpoint import forget_slots, optimizer_slots
 
 T = TypeVar("T")
 _LONGEST_MESSAGE = 2048
+_LOST = (
+    "another process of this run has ended or cannot be reached; its own log says why "
+    "(log/workerlog.* beside where the run was started)"
+)
 
 
 class PeerLost(LlavaError):
@@ -217,7 +223,15 @@ def _exchange(operation: Callable[..., object], *arguments: Any, **settings: Any
     try:
         operation(*arguments, **settings)
     except (RuntimeError, OSError, ValueError):
-        raise PeerLost(
-            "another process of this run has ended or cannot be reached; its own log says why "
-            "(log/workerlog.* beside where the run was started)"
-        ) from None
+        raise PeerLost(_LOST) from None
+
+
+@contextmanager
+def computing_together() -> Iterator[None]:
+    """For a forward pass that exchanges parts on its way: `PeerLost` instead of what Paddle raises when that fails."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if re.search("gloo|nccl|hccl|connection", str(error), re.IGNORECASE):
+            raise PeerLost(_LOST) from None
+        raise
