@@ -84,8 +84,10 @@ def _configuration(paths: list[Path]) -> TrainingConfig | None:
     from paddle_llava.json_file import read_json
     from paddle_llava.training.config import TrainingConfig
 
+    if len(paths) != 1:
+        return None
     try:
         raw = read_json(paths[0])
     except LlavaError:  # a list, or JSONL; what cannot be read at all is told when its records are looked for
         return None
-    return TrainingConfig.read(paths[0])[0] if len(paths) == 1 and "dataset" in raw else None
+    return TrainingConfig.read(paths[0])[0] if "dataset" in raw else None

@@ -116,9 +116,8 @@ class ChatSession:
 
         `overrides` replace fields of the session's `SamplingParams` for this answer. A picture or a question that
         cannot be taken raises `LlavaError` (`NoRoomForPictures` where no other question would help) and leaves the
-        conversation as it was. An iterator that is closed, or
-        interrupted from the keyboard, ends the answer there; what was said stays in the conversation. Asking anew, or
-        `reset`, ends an answer that was not read to its end.
+        conversation as it was. An iterator that is closed, or interrupted from the keyboard, ends the answer there;
+        what was said stays in the conversation. Asking anew, or `reset`, ends an answer that was not read to its end.
         """
         self._leave_answer()
         answering = self._ask(text, image, overrides)

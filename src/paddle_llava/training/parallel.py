@@ -91,10 +91,24 @@ class World:
         """The sum of each of `values` over all replicas, in float64; the processes of one must hold the same."""
         return [value / self.tensor_parallel for value in self._sum_all(*values)]
 
+    @property
+    def computes_together(self) -> bool:
+        """Whether a forward pass exchanges parts with other processes on its way."""
+        return self.tensor_parallel > 1 or self.in_step
+
     def any(self, here: bool) -> bool:
         """Whether it is so in any process that this one computes with."""
-        alone = self.tensor_parallel == 1 and not self.in_step
-        return here if alone else self._sum_all(float(here))[0] > 0
+        return self._sum_all(float(here))[0] > 0 if self.computes_together else here
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """For forward passes: `PeerLost` instead of what Paddle raises when an exchange within one fails."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            if self.computes_together and re.search("gloo|nccl|hccl|connection", str(error), re.IGNORECASE):
+                raise PeerLost(_LOST) from None
+            raise
 
     def _sum_all(self, *values: float) -> list[float]:
         if self.size == 1:
@@ -224,14 +238,3 @@ def _exchange(operation: Callable[..., object], *arguments: Any, **settings: Any
         operation(*arguments, **settings)
     except (RuntimeError, OSError, ValueError):
         raise PeerLost(_LOST) from None
-
-
-@contextmanager
-def computing_together() -> Iterator[None]:
-    """For a forward pass that exchanges parts on its way: `PeerLost` instead of what Paddle raises when that fails."""
-    try:
-        yield
-    except (RuntimeError, OSError) as error:
-        if re.search("gloo|nccl|hccl|connection", str(error), re.IGNORECASE):
-            raise PeerLost(_LOST) from None
-        raise

@@ -23,7 +23,7 @@ from paddle_llava.training.config import TrainingConfig
 from paddle_llava.training.interruption import Interruption, StopRequested, stop_requests
 from paddle_llava.training.log import TrainingLog
 from paddle_llava.training.optimizer import build_optimizer
-from paddle_llava.training.parallel import PeerLost, World, computing_together
+from paddle_llava.training.parallel import PeerLost, World
 from paddle_llava.training.plan import make_plan
 from paddle_llava.training.preparation import batches_a_step, evaluates, make_batches, prepare, total_steps
 from paddle_llava.training.report import write_report
@@ -112,7 +112,7 @@ def train(
     def kept() -> Iterator[None]:
         """For what a bad record may end, which is not to take with it what was learnt before."""
         try:
-            with computing_together():
+            with world.computing():
                 yield
         except PeerLost:
             raise

@@ -254,7 +254,7 @@ def _loss_of(model: LlavaNetwork, batch: Batch, dtype: str, config: TrainingConf
         with _autocast(dtype, config.fp16_opt_level):
             return float(model.loss(*_loss_inputs(batch)))
     except MemoryError:
-        error = PeerLost if world.tensor_parallel > 1 or world.in_step else LlavaError
+        error = PeerLost if world.computes_together else LlavaError
         raise error(
             f"evaluation: the memory is not enough for {_records(batch)}; lower per_device_eval_batch_size"
         ) from None
