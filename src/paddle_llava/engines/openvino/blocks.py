@@ -37,6 +37,8 @@ class Blocks:
         if not self._free:
             self._grow()
         block = self._free.pop()
+        for cache in self._caches.values():
+            cache.data[block] = 0  # fresh memory may hold NaN, which attention's weights of 0 do not cancel
         self._users[block] = 1
         return block
 
