@@ -45,6 +45,5 @@ def _drawn(weight: np.ndarray, bits: int, group_size: int | None, importance: np
     groups = columns // (group_size or columns)
     codes = np.frombuffer(RANDOM.bytes(rows * columns), np.uint8).reshape(rows, columns)
     if bits == 8:
-        return Quantized(codes.view(np.int8), np.full((rows, groups), 0.02 / 74, np.float16), None, 8)
-    scale, zero = np.full((rows, groups), 0.02 / 4.6, np.float16), np.full((rows, groups), 8, np.uint8)
-    return Quantized(codes >> 4, scale, zero, 4)
+        return Quantized(codes.view(np.int8), np.full((rows, groups), 0.02 / 74, np.float16), 8)
+    return Quantized((codes >> 4).view(np.int8) - np.int8(8), np.full((rows, groups), 0.02 / 4.6, np.float16), 4)

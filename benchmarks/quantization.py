@@ -33,7 +33,7 @@ from paddle_llava.config import LlavaConfig
 from paddle_llava.engines.openvino.calibrate import calibrate
 from paddle_llava.engines.openvino.calibration import Calibration, Folded
 from paddle_llava.engines.openvino.conversations import calibration_inputs
-from paddle_llava.engines.openvino.formats import WEIGHTS, Format, Formats
+from paddle_llava.engines.openvino.formats import GROUP_SIZES, WEIGHTS, Format, Formats
 from paddle_llava.engines.openvino.quantize import quantize
 from paddle_llava.hub import local_folder
 from paddle_llava.pretrained import find_pretrained
@@ -54,16 +54,27 @@ class Choice(NamedTuple):
 def by_magnitude(
     weight: np.ndarray, bits: int, group_size: int | None, importance: np.ndarray | None = None
 ) -> np.ndarray:
-    """To the greatest magnitude of a group (8 bits), or between its least and its greatest weight (4 bits)."""
+    """With the greatest weight of a group as the greatest code."""
+    grouped = weight.reshape(len(weight), -1, group_size or weight.shape[1])
+    scale = _half(np.abs(grouped).max(-1, keepdims=True) / (127 if bits == 8 else 7))
+    return (np.rint(grouped / scale) * scale).reshape(weight.shape)
+
+
+def between_the_ends(
+    weight: np.ndarray, bits: int, group_size: int | None, importance: np.ndarray | None = None
+) -> np.ndarray:
+    """4 bits with a zero point for each group: its least and its greatest weight are the codes 0 and 15."""
+    if bits == 8:
+        return by_magnitude(weight, bits, group_size)
     grouped = weight.reshape(len(weight), -1, group_size or weight.shape[1])
     low, high = (np.minimum(grouped.min(-1, keepdims=True), 0), np.maximum(grouped.max(-1, keepdims=True), 0))
-    if bits == 8:
-        scale, zero, least, most = np.maximum(-low, high) / 127, np.float32(0), -127, 127
-    else:
-        scale, least, most = (high - low) / 15, 0, 15
-        zero = np.rint(-low / np.maximum(scale, 1e-12))
-    scale = np.maximum(scale, 1e-7).astype(np.float16).astype(np.float32)
-    return ((np.rint(grouped / scale + zero).clip(least, most) - zero) * scale).reshape(weight.shape)
+    scale = _half((high - low) / 15)
+    zero = np.rint(-low / scale)
+    return ((np.rint(grouped / scale + zero).clip(0, 15) - zero) * scale).reshape(weight.shape)
+
+
+def _half(scale: np.ndarray) -> np.ndarray:
+    return np.maximum(scale, 1e-7).astype(np.float16).astype(np.float32)
 
 
 def searched(weight: np.ndarray, bits: int, group_size: int | None, importance: np.ndarray | None = None) -> np.ndarray:
@@ -73,12 +84,16 @@ def searched(weight: np.ndarray, bits: int, group_size: int | None, importance: 
 CHOICES = (
     Choice("int8, by magnitude", Formats("int8"), by_magnitude),
     Choice("int8", Formats("int8"), searched),
-    Choice("int4, groups of 128, by magnitude", Formats("int4", 128), by_magnitude),
-    Choice("int4, groups of 128, not calibrated", Formats("int4", 128), searched),
-    Choice("int4, groups of 128", Formats("int4", 128), searched, calibrated=True),
-    Choice("int4, groups of 32, by magnitude", Formats("int4", 32), by_magnitude),
-    Choice("int4, groups of 32, not calibrated", Formats("int4", 32), searched),
-    Choice("int4, groups of 32", Formats("int4", 32), searched, calibrated=True),
+    *(
+        Choice(f"int4, groups of {size}{name}", Formats("int4", size), rounding, calibrated)
+        for size in GROUP_SIZES[::-1]
+        for name, rounding, calibrated in (
+            (", by magnitude", by_magnitude, False),
+            (", by magnitude with zero points", between_the_ends, False),
+            (", not calibrated", searched, False),
+            ("", searched, True),
+        )
+    ),
 )
 
 

@@ -239,7 +239,7 @@ def export_command(
     weights: Annotated[str, typer.Option(help="int4, int8, bf16 or f32.")] = "int8",
     group_size: Annotated[
         int | None,
-        typer.Option(help="Neighbours that share a scale with int4: 32, 64 or 128; default: 128, of narrow models 32."),
+        typer.Option(help="Neighbours that share a scale with int4: 32, 64 or 128; default: 64, of narrow models 32."),
     ] = None,
     lora_path: Annotated[str | None, typer.Option(metavar="FOLDER", help="A LoRA adapter, merged on the way.")] = None,
     calibrate: Annotated[

@@ -17,7 +17,7 @@ from paddle_llava.engines.openvino.formats import Formats
 from paddle_llava.errors import LlavaError
 from paddle_llava.pretrained import Pretrained, state_of
 
-VERSION = 1
+VERSION = 2
 """Part of every name; counts up when the graphs or the rounding change."""
 
 

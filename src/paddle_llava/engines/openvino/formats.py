@@ -10,12 +10,12 @@ from paddle_llava.errors import LlavaError, did_you_mean
 WEIGHTS = ("int4", "int8", "bf16", "f32")
 GROUP_SIZES = (32, 64, 128)
 NARROW = 1024
-"""Hidden sizes of narrow models are below: groups of 128 make them worse, and small ones cost them little."""
+"""Hidden sizes of narrow models are below: they need smaller groups, which cost them little."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """Matrices in `f32`, `bf16`, `int8` (a scale a row) or `int4` (a scale and a zero point a group of a row)."""
+    """Matrices in `f32`, `bf16`, `int8` (a scale a row) or `int4` (a scale a group of a row)."""
 
     name: str
     group_size: int | None = None
@@ -36,8 +36,8 @@ class Formats:
             raise LlavaError(f"group size {self.group_size} is not one of {', '.join(map(str, GROUP_SIZES))}")
 
     def group(self, model: TextConfig) -> int:
-        """The group size: 128, and 32 of a narrow model, unless one was asked for."""
-        return self.group_size or (32 if model.hidden_size < NARROW else 128)
+        """The group size: 64, and 32 of a narrow model, unless one was asked for."""
+        return self.group_size or (32 if model.hidden_size < NARROW else 64)
 
     def layers(self, model: TextConfig) -> list[Format]:
         """Of the decoder's layers. With int4 the first and the last one, on which answers depend most, stay int8."""
@@ -54,7 +54,7 @@ class Formats:
 
     def bytes_per_parameter(self, model: TextConfig) -> float:
         """About, on the disk."""
-        return {"f32": 4.0, "bf16": 2.0, "int8": 1.01, "int4": 0.5 + 2.5 / self.group(model) + 0.1}[self.weights]
+        return {"f32": 4.0, "bf16": 2.0, "int8": 1.01, "int4": 0.5 + 2 / self.group(model) + 0.1}[self.weights]
 
     def decoder_settings(self, model: TextConfig) -> dict[str, str]:
         """How the plug-in computes the decoder."""

@@ -94,19 +94,13 @@ def constant(matrix: np.ndarray, form: Format, importance: np.ndarray | None = N
 
 
 def dequantized(weight: Quantized) -> Node:
-    """The nodes that the CPU plug-in takes for a compressed matrix: convert, subtract, multiply."""
+    """The nodes that the CPU plug-in takes for a compressed matrix: convert, multiply."""
     rows, columns = weight.values.shape
     groups = weight.scale.shape[1]
     grouped = [rows, columns] if groups == 1 else [rows, groups, columns // groups]
-    zero_shape = [*grouped[:-1], 1]
     values = weight.values.reshape(grouped)
-    node = ops.constant(values) if weight.bits == 8 else _four_bits(values)
-    node = ops.convert(node, "f16")
-    if weight.zero_point is not None:
-        zero = weight.zero_point.reshape(zero_shape)
-        zero_node = ops.constant(zero) if weight.bits == 8 else _four_bits(zero)
-        node = ops.subtract(node, ops.convert(zero_node, "f16"))
-    node = ops.multiply(node, ops.constant(weight.scale.reshape(zero_shape)))
+    node = ops.convert(ops.constant(values) if weight.bits == 8 else _four_bits(values), "f16")
+    node = ops.multiply(node, ops.constant(weight.scale.reshape([*grouped[:-1], 1])))
     if groups > 1:
         node = ops.reshape(node, [rows, columns], special_zero=False)
     return ops.convert(node, "f32")
@@ -114,11 +108,9 @@ def dequantized(weight: Quantized) -> Node:
 
 def _four_bits(values: np.ndarray) -> Constant:
     """Two to a byte, the first in its low half. The constant is a copy: a `Tensor` does not keep its array alive."""
-    flat = values.reshape(-1)
-    if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    packed = flat[0::2] | flat[1::2] << 4
-    return Constant(Tensor(packed, list(values.shape), Type.u4), shared_memory=False)
+    pairs = values.reshape(-1, 2).view(np.uint8) & 15
+    packed = pairs[:, 0] | pairs[:, 1] << 4
+    return Constant(Tensor(packed, list(values.shape), Type.i4), shared_memory=False)
 
 
 def _bfloat16(matrix: np.ndarray) -> Constant:
