@@ -352,7 +352,7 @@ COME_AND_GO = """
 import gc, signal, sys
 from paddle_llava.engines.openvino.engine import OpenVINOEngine
 from paddle_llava.engines.openvino.formats import Formats
-from paddle_llava.engines.openvino.graphs import DECODER, build, engine_in_memory
+from paddle_llava.engines.openvino.graphs import engine_in_memory
 from paddle_llava.pretrained import find_pretrained
 
 pretrained = find_pretrained(sys.argv[1])

@@ -29,7 +29,6 @@ from paddle_llava.errors import LlavaError
 from paddle_llava.json_file import read_json, write_json
 from paddle_llava.pretrained import Pretrained, find_pretrained
 from paddle_llava.processing.processor import LlavaProcessor
-from paddle_llava.processing.templates import TEMPLATES
 
 SETTINGS = "openvino_config.json"
 PATIENCE = 1.0
@@ -143,9 +142,9 @@ def _write(
             gc.collect()
         newline = newline_of(config, tensors)
     processor.save_pretrained(folder, layout)
-    raw = config_to_dict(replace(config, dtype=weights.dtype("language_model.embed_tokens.weight")), layout)
-    if processor.template.name in TEMPLATES:
-        raw["conv_mode"] = processor.template.name
+    dtype = weights.dtype("language_model.embed_tokens.weight")
+    # Of the default template, too, which would else be guessed from the name of the new folder.
+    raw = config_to_dict(replace(config, dtype=dtype, conv_mode=processor.template.name), layout)
     if newline is not None:
         raw["image_newline"] = newline.tolist()  # where openvino_genai looks for it, and we too
     write_json(folder / SETTINGS, {"dtype": formats.weights, "group_size": formats.group(config.text)})

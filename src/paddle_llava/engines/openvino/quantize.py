@@ -2,9 +2,9 @@
 
 Rounding to the greatest magnitude spends the few steps of 4 bits on rare weights. Here the scale of every group is
 searched for the least squared error: some ways of clipping its range are tried, and to the codes that each gives the
-scale is fitted that suits them best, which is a least squares problem in one unknown. There are no zero points: without
-them 4 bits are unpacked sooner on every processor. 4 bits have a code more below 0 than above, so their scales may be
-negative, which gives that code to the end of a group that needs it.
+scale is fitted that suits them best, which is a least squares problem in one unknown. There are no zero points, with
+which OpenVINO takes longer to unpack 4 bits; smaller groups serve better. 4 bits have one code more below 0, so
+their scales may be negative, which gives that code to the end of a group that needs it.
 """
 
 from __future__ import annotations
